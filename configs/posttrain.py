@@ -103,6 +103,9 @@ come to differ by more than the usual limit of 1e-4, by 1.05e-4 at sampling 76. 
 rounding: in float64 that token's log-probability is 9.4e-5 below training's and 1.2e-5 above
 sampling's. At sampling 68 it is sampling that is 8.7e-5 off; the median token is 5e-7 apart.)
 
+Processes of one job (`launch/`) write the texts together, each its rows of them, and compute the
+rewards of equal shares; two learn what one does, to the bit.
+
 Tasks that a package makes and scores (the extra [rl]): --config.data.source=gym:chain_sum
 --config.objective.rewards=reasoning_gym; and math_verify compares answers as mathematics.
 """

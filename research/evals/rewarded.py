@@ -12,6 +12,7 @@ from research.infer.sampling import SamplingConfig
 from research.objectives.policy import Policy
 from research.posttrain.rewards import make_rewards
 from research.posttrain.rollouts import shown_prompt
+from research.posttrain.shared_rewards import shared_rewards
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Rewarded(Evaluation):
             config,
         )
         answered = [(shown_prompt(of), text.text, of) for of, text in zip(records, texts)]
-        for number, (total, parts) in enumerate(rewards(answered)):
+        for number, (total, parts) in enumerate(shared_rewards(rewards, answered)):
             text, asked = texts[number], answered[number][0]
             numbers = {"reward": total}
             if len(parts) > 1:

@@ -19,7 +19,7 @@ from research.parallel.mesh import make_mesh
 class ModelReward:
     """The score of the reward model at `source`: the workdir of a run with objective `reward`, or a
     checkpoint of any format. It reads texts with its own tokenizer and chat template, lies on the
-    first device, and is opened at the first use, once for all of a process."""
+    first device of the process, and is opened at the first use, once for all of a process."""
 
     source: str
 
@@ -67,7 +67,7 @@ def _opened(source: str) -> tuple[Loaded, ChatEncoder]:
 @functools.cache
 def _first_device() -> jax.sharding.Mesh:
     # A mesh of its own: a run's, which is entered when rewards are given, may be of several.
-    return make_mesh("", jax.devices()[:1])
+    return make_mesh("", jax.local_devices()[:1])
 
 
 def _messages(prompt: str, completion: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:

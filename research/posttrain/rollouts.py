@@ -20,6 +20,7 @@ from research.infer.sampling import SamplingConfig
 from research.models.model import Model
 from research.objectives.advantages import ADVANTAGES, constant
 from research.posttrain.rewards import Rewards
+from research.posttrain.shared_rewards import shared_rewards
 from research.tree import Tree
 
 Window = dict[str, np.ndarray]
@@ -86,15 +87,19 @@ def roll_out(
     config: SamplingConfig,
 ) -> Rollouts:
     """`samples` texts for each of `prompts`, windows of `research.data.prompts.Prompts`, rewarded,
-    in windows of `length` tokens. ValueError where a reward cannot be computed."""
+    in windows of `length` tokens. ValueError where a reward cannot be computed.
+
+    The processes of a job call it together, and each gets all texts: the rows that are sampled are
+    split over the mesh's devices as those of a batch, rewards over the processes."""
     ids = [prompt["prompt"].tolist() for prompt in prompts for _ in range(samples)]
     records = [record_of(prompt) for prompt in prompts]
     config = replace(config, stop_ids=(*config.stop_ids, *answer_ends(tokenizer, records)))
     generations = engine(model, params, tokenizer, ids, config)
     of_texts = [records[i // samples] for i in range(len(generations))]
-    scored = rewards(
-        [(shown_prompt(of), one.text, of) for of, one in zip(of_texts, generations, strict=True)]
-    )
+    answered = [
+        (shown_prompt(of), one.text, of) for of, one in zip(of_texts, generations, strict=True)
+    ]
+    scored = shared_rewards(rewards, answered)
     rewards_PG = np.array([total for total, _ in scored], np.float64).reshape(-1, samples)
     advantages_PG = ADVANTAGES[advantage](rewards_PG)
     texts = [

@@ -19,7 +19,7 @@ from research.models.config import ModelConfig
 from research.models.model import Model
 from research.objectives.choose import Objective
 from research.parallel.axes import check_rules, merge_rules, parts, unsplit
-from research.parallel.mesh import make_mesh, place_batch
+from research.parallel.mesh import make_mesh, place_batch, row_part
 from research.run.feed import Feed
 from research.run.teacher import with_teacher
 from research.training import optimizer as optimizers
@@ -100,6 +100,11 @@ class Program:
     def batch_size(self) -> int:
         """Rows of a step over all devices."""
         return self.experiment.data.global_batch(self.mesh.size)
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which rows of a batch this process gives, see `row_part`."""
+        return row_part(self.mesh, self.rules, self.batch_size)
 
     @property
     def stages(self) -> int:

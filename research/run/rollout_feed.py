@@ -32,8 +32,10 @@ class Sampling:
 
 @dataclass
 class RolloutFeed(Feed):
-    """Batches of `batch_size` texts, which `sample(state, number)` writes with the weights of a
-    step: for `updates` steps at once, the number counting these samplings from 0.
+    """Batches of `batch_size` texts over all processes, which `sample(state, number)` writes with
+    the weights of a step: for `updates` steps at once, the number counting these samplings from 0.
+    Every process has all texts and saves all; of a batch it gives its `part`, (index, count), see
+    `research.parallel.mesh.row_part`.
 
     With a `staleness` of k sampling n is written by the weights that were there before the steps
     of sampling n - k, so that a step's texts are k samplings old; the first k + 1 samplings are all
@@ -48,6 +50,7 @@ class RolloutFeed(Feed):
     batch_size: int
     updates: int = 1
     staleness: int = 0
+    part: tuple[int, int] = (0, 1)
     _step: int = field(default=0, init=False)
     _written: dict[int, Sampling] = field(default_factory=dict, init=False, repr=False)
     _last: Sampling | None = field(default=None, init=False, repr=False)
@@ -87,12 +90,10 @@ class RolloutFeed(Feed):
             raise RuntimeError("a feed of rollouts needs a state; call offer(state) before next")
         self._last = self._written[number]
         windows = self._last.windows[part * self.batch_size : (part + 1) * self.batch_size]
-        rng = np.random.default_rng(0)
-        rows = [self.objective.example(window, rng) for window in windows]
         self._step += 1
         if part + 1 == self.updates:
             del self._written[number]
-        return self._step - 1, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return self._step - 1, rows_of(self.objective, windows, self.part)
 
     def values(self) -> dict[str, float]:
         """The values of the last batch's sampling; "age", the steps between the weights that wrote
@@ -121,6 +122,14 @@ class RolloutFeed(Feed):
     def _oldest(self, number: int) -> int:
         """The least version of the weights that may write sampling `number`."""
         return max(0, (number - self.staleness) * self.updates)
+
+
+def rows_of(objective: Objective, windows: list[Window], part: tuple[int, int]) -> Batch:
+    """The rows of a batch, one a window, that are of `part`, (index, count)."""
+    index, count = part
+    first, end = (len(windows) * at // count for at in (index, index + 1))
+    rows = [objective.example(window, np.random.default_rng(0)) for window in windows[first:end]]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def sampling_of(rollouts: Rollouts, decode: Callable[[list[int]], str]) -> Sampling:

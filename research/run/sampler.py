@@ -5,11 +5,9 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from research import command
 from research.data.chat import endless_turns
@@ -26,7 +24,7 @@ from research.parallel.mesh import place_batch
 from research.posttrain.rewards import Rewards, make_rewards
 from research.posttrain.rollouts import Engine, roll_out, sample_seed
 from research.run.program import Program
-from research.run.rollout_feed import RolloutFeed, Sampling, sampling_of
+from research.run.rollout_feed import RolloutFeed, Sampling, rows_of, sampling_of
 from research.serve import batch
 from research.training.state import TrainState
 from research.tree import Tree
@@ -51,8 +49,8 @@ class Sampler:
     engine: Engine = generate
 
     def __call__(self, state: TrainState, number: int) -> Sampling:
-        """The texts of sampling `number`. `command.Stop` where a token's log-probability differs
-        from that of training by more than the limit."""
+        """The texts of sampling `number`, all of them in every process. `command.Stop` where a
+        token's log-probability differs from that of training by more than the limit."""
         e, c = self.program.experiment, self.config
         count = self.program.batch_size * c.updates // c.samples
         rollouts = roll_out(
@@ -92,11 +90,8 @@ class Sampler:
         program, largest = self.program, 0.0
         for first in range(0, len(sampling.windows), program.batch_size):
             windows = sampling.windows[first : first + program.batch_size]
-            rows = [
-                program.objective.example(window, np.random.default_rng(0)) for window in windows
-            ]
-            batch: Any = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-            placed = place_batch(batch, program.mesh, program.rules, program.batch_size)
+            rows = rows_of(program.objective, windows, program.part)
+            placed = place_batch(rows, program.mesh, program.rules, program.batch_size)
             one = self._difference(state.trainable, state.held["base"], placed)
             largest = max(largest, float(one)) if one == one else float(one)
         return largest
@@ -126,10 +121,6 @@ def rollout_feed(program: Program, tokenizer: Tokenizer, prompts: Mixture) -> Ro
     e, c, objective = program.experiment, program.experiment.objective, program.objective
     if not isinstance(c, PolicyConfig) or not isinstance(objective, Policy):
         raise ValueError(f"objective {objective.name} does not sample texts")
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"{jax.process_count()} processes: texts are sampled in one; start one process"
-        )
     if program.batch_size % c.samples:
         raise ValueError(
             f"a batch of {program.batch_size} texts is no whole number of prompts with "
@@ -154,4 +145,5 @@ def rollout_feed(program: Program, tokenizer: Tokenizer, prompts: Mixture) -> Ro
     rewards = make_rewards(c.rewards)
     rewards.open()
     sampler = Sampler(program, c, tokenizer, prompts, rewards, ENGINES[c.engine])
-    return RolloutFeed(sampler, objective, program.batch_size, c.updates, c.staleness)
+    size, part = program.batch_size, program.part
+    return RolloutFeed(sampler, objective, size, c.updates, c.staleness, part)

@@ -17,7 +17,6 @@ from research.files import building, write_json
 from research.interop.load import read_generation
 from research.interop.restored import tokenizer_prints
 from research.interop.storage.generation import FILE as GENERATION
-from research.parallel.mesh import row_part
 from research.run.appraisal import Appraisal, make_appraisal
 from research.run.epochs import reading, training_windows
 from research.run.feed import Feed
@@ -145,8 +144,8 @@ def _feed(program: Program, corpus: Corpus, windows: Mixture) -> Feed:
                 "its own; set config.skip.then=stop"
             )
         return rollout_feed(program, corpus.tokenizer, windows)
-    part = row_part(program.mesh, program.rules, program.batch_size)
-    return WindowFeed(windows, objective, e.train.seed, program.batch_size, e.data.threads, part)
+    size, threads = program.batch_size, e.data.threads
+    return WindowFeed(windows, objective, e.train.seed, size, threads, program.part)
 
 
 def _warn(lines: list[str]) -> None:

@@ -34,12 +34,13 @@ def write(
 ) -> list[Generation]:
     """One continuation for each prompt, in order, with the tokens of `generate`, whose arguments
     and errors these are. What an engine does not run is left to it: encoder-decoders, whose texts
-    begin with an encoder's, texts beyond a model's first rotation, and those that a mesh splits."""
+    begin with an encoder's, texts beyond a model's first rotation, those that a mesh splits, and
+    all in a job of several processes."""
     ids = [prompt_ids(tokenizer, prompt, config.bos) for prompt in prompts]
     longest = max(map(len, ids), default=1)
     most = longest_text(model.config, virtual_tokens(params), PAGE_SIZE)
     mesh = jax.sharding.get_abstract_mesh()
-    split = not mesh.empty and mesh.shape["context"] > 1
+    split = jax.process_count() > 1 or (not mesh.empty and mesh.shape["context"] > 1)
     if model.config.kind != "decoder" or longest + config.max_tokens > most or split:
         return generate(model, params, tokenizer, prompts, config)
     for index, (prompt, tokens) in enumerate(zip(prompts, ids)):

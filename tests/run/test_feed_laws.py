@@ -125,6 +125,16 @@ def test_a_feed_of_rollouts_bounds_the_age_of_its_weights(staleness):
         assert feed.values()["age"] == step - version <= 2 * staleness + 1
 
 
+def test_processes_have_the_rows_of_one_between_them_and_save_the_same():
+    feeds = [RolloutFeed(sampled, Policy(), ROWS, 2, 0, part) for part in ((0, 1), (0, 2), (1, 2))]
+    for feed in feeds:
+        feed.begin(0, {})
+    [(_, whole), *parts] = [offered(feed) for feed in feeds]
+    for name, rows in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for _, part in parts]), rows)
+    assert all(feed.state() == feeds[0].state() for feed in feeds)
+
+
 def test_saved_texts_that_are_too_old_now_are_written_anew(caplog):
     stale = RolloutFeed(sampled, Policy(), ROWS, updates=1, staleness=2)
     stale.begin(0, {})

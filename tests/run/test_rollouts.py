@@ -9,12 +9,8 @@ import pytest
 
 from research import command
 from research.experiment.config import make_experiment
-from research.objectives.choose import make_objective
-from research.run import loop, sampler
-from research.run.epochs import training_windows
+from research.run import loop
 from research.run.loop import train
-from research.run.program import make_program
-from research.run.start import open_data
 from tests.configs import load_config
 
 pytestmark = pytest.mark.older_fusions
@@ -100,15 +96,6 @@ def test_training_divides_by_the_temperature_of_sampling(tmp_path):
     first = rows(tmp_path / "run")[0]
     # Twice the logits of a run at temperature 1; without the division they are some 0.1 apart.
     assert first["rollout_logprob_difference"] <= 2e-6 and abs(first["kl"]) < 1e-9
-
-
-def test_several_processes_are_refused_in_a_line(monkeypatch):
-    e = experiment()
-    corpus = open_data(e)
-    program = make_program(e, make_objective(e.objective, corpus.tokenizer, e.model))
-    monkeypatch.setattr(sampler.jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match="2 processes: texts are sampled in one; start one"):
-        sampler.rollout_feed(program, corpus.tokenizer, training_windows(program, corpus))
 
 
 def test_a_difference_above_the_limit_stops_the_run(tmp_path):
