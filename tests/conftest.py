@@ -25,6 +25,7 @@ import pytest
 from jax._src import compilation_cache, compiler
 
 from research.parallel.mesh import make_mesh
+from tests.compiler import OLDER_FUSIONS, known
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tiny programs run for microseconds and compile for seconds: the compiler's expensive passes triple
@@ -34,7 +35,6 @@ jax.config.update("jax_compilation_cache_dir", os.path.join(_SHARED, "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 _compile = compiler.compile_or_get_cached
-_OLDER_FUSIONS = ("xla_cpu_use_fusion_emitters", False)
 _overrides: list[tuple[str, bool]] = []  # options of the compiler, of the module that is tested
 
 
@@ -50,16 +50,6 @@ def _compile_for_tests(backend, program, devices, options, *rest):
 
 
 compiler.compile_or_get_cached = _compile_for_tests
-
-
-@functools.cache
-def _known(name: str, value: bool) -> bool:
-    """True if this version's compiler has the option."""
-    try:
-        jax.jit(lambda: jnp.zeros(1)).lower().compile(compiler_options={name: value})
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -111,8 +101,8 @@ def quick_commands(monkeypatch: pytest.MonkeyPatch) -> None:
 def compiled_programs(request: pytest.FixtureRequest) -> Generator[None, Any, Any]:
     """Compiles a module's programs as its marks say, and forgets them after it: a compiled program
     holds memory maps, of which a process may have 65,530: a whole suite's would be more."""
-    if request.node.get_closest_marker("older_fusions") and _known(*_OLDER_FUSIONS):
-        _overrides.append(_OLDER_FUSIONS)
+    if request.node.get_closest_marker("older_fusions") and known(*OLDER_FUSIONS):
+        _overrides.append(OLDER_FUSIONS)
     yield
     _overrides.clear()
     jax.clear_caches()

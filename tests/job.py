@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.compiler import older_fusions_flag
 from tests.configs import ROOT
 
 # Runs the module after the lines of `first`, which change it.
@@ -41,7 +42,8 @@ def start(
     for process in range(processes):
         environment = {
             **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes} "
+            + older_fusions_flag(),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
         if processes > 1:
