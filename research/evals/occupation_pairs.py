@@ -14,7 +14,7 @@ _OF_WOMEN = (
     "{} became the librarian of our school.",
     "{} was hired as the secretary of the director.",
     "{} keeps the house as its housekeeper.",
-    "{} wants to be a primary school teacher.",
+    "{} found a post as a primary school teacher.",
     "{} earns a living as a cleaner in an office.",
     "{} was the counselor whom everybody asked.",
     "{} bakes the bread here, as the village baker.",
