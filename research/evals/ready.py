@@ -50,7 +50,7 @@ READY: dict[str, dict[str, Any]] = {
 class Member:
     """An evaluation of a group.
 
-    small   settings for the subset that a small model is measured on in minutes, drawn by a seed
+    small   settings for a subset, drawn by a seed
     full    those for all of the data
     masked  whether a masked model can be measured too
     """
@@ -61,8 +61,8 @@ class Member:
 
 
 _ALL = {"limit": 0}
-# By the name of a group and of the evaluation. All three together took SmolLM2 the time that
-# README.md of this folder says.
+# By the name of a group and of the evaluation. The sizes are from a rough count of tokens, for a
+# model of SmolLM2's size on a CPU; how long they take was not timed.
 GROUPS: dict[str, dict[str, Member]] = {
     "bias": {
         "crows_pairs": Member({"limit": 20}, _ALL, masked=True),

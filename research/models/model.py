@@ -258,8 +258,9 @@ class Model:
             seen_BS = adapters.in_front(jnp.arange(virtual), seen_BS) if virtual else seen_BS
             near = dict(causal=causal, adjacent=cache is None and not virtual)
             bias = embedding.relative_bias(p_stack["relative"], positions_BT, seen_BS, **near)
-        seen = dict(causal=causal, packed=cache is None, documents=self.execution.documents)
-        seen |= dict(shared="shared" in batch)
+        # Branches behind a prefix that they share all begin at its end: no rising positions.
+        seen = dict(causal=causal, documents=self.execution.documents, shared="shared" in batch)
+        seen |= dict(packed=cache is None and not seen["shared"])
         beside = dict(bias=bias, memory=memory, key=layer_key)
         lengths_B = None if cache is None else row_lengths(batch, cache.key_positions())
         tokens = dict(positions_BT=positions_BT, segments_BT=segments_BT, blocks_BT=blocks_BT)
