@@ -19,9 +19,10 @@ if not folders:
 root = folders[0] if folders else 'graft'
 sys.path.insert(0, os.path.abspath(root))
 
-from research.devices import nodes
+from research.devices import nodes, runtime
 from research.downloads import requirements
 
+print(runtime.describe())  # and what will be slow on it
 print(requirements.install(root, nodes.extra()))  # for the TPU or card that this runtime has
 
 # %%

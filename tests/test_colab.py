@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 
+from research.data.media.png import png
 from tests.checkpoints import save_checkpoint
 from tests.configs import ROOT
 from tests.families import FAMILIES
@@ -21,7 +23,10 @@ from tests.test_finetune import CHAT, write_rows
 
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
 # Pictures and pages that each shows.
-SHOWN = {"quickstart": 2, "ablation": 2, "qlora": 2, "pretrain": 2, "tour": 1, "quantize": 1}
+SHOWN = {
+    "quickstart": 2, "ablation": 2, "qlora": 2, "pretrain": 2, "tour": 1, "quantize": 1,
+    "pictures_and_sound": 6,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -58,11 +63,20 @@ DECODER = replace(
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
-    """A folder with a checkpoint `decoder` and conversations `chats.jsonl`."""
+    """A folder with a checkpoint `decoder`, conversations `chats.jsonl`, and `pictures` with their
+    captions."""
     folder = tmp_path_factory.mktemp("colab")
     save_checkpoint(folder / "decoder", DECODER, template=CHAT)
     said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes yes"}]
     write_rows(folder / "chats.jsonl", [{"messages": said}] * 60)
+    (folder / "pictures").mkdir()
+    rng = np.random.default_rng(0)
+    for shade in range(0, 240, 2):
+        place = folder / "pictures" / f"{shade}.png"
+        place.write_bytes(png(np.full((8, 8, 3), shade, np.uint8)))
+        # Words of any letters: names alike have too few pairs for a vocabulary of 1,024.
+        words = rng.choice(list("abcdefghijklmnopqrstuvwxyz"), (6, 6))
+        place.with_suffix(".txt").write_text(" ".join(map("".join, words)))
     return folder
 
 
@@ -72,8 +86,11 @@ def small(tmp_path_factory) -> Path:
 def test_notebook_runs_top_to_bottom(path, small, tmp_path, monkeypatch):
     # As in this process: compiling is most of what the kernel and its runs do.
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    tuned = f"task=chat,method=qlora,data={small / 'chats.jsonl'},smoke"
-    monkeypatch.setenv("GRAFT_NOTEBOOK_ARG", tuned if path.stem == "qlora" else "smoke")
+    arguments = {
+        "qlora": f"task=chat,method=qlora,data={small / 'chats.jsonl'},smoke",
+        "pictures_and_sound": f"task=contrastive,data={small / 'pictures'},smoke",
+    }
+    monkeypatch.setenv("GRAFT_NOTEBOOK_ARG", arguments.get(path.stem, "smoke"))
     monkeypatch.setenv("GRAFT_NOTEBOOK_SOURCE", str(small / "decoder"))
     monkeypatch.setenv("GRAFT_NOTEBOOK_WORKDIR", str(tmp_path / "run"))
     monkeypatch.setenv("XLA_FLAGS", "")

@@ -11,13 +11,12 @@ from research.downloads.drive import on_drive
 from research.downloads.requirements import imported, install, outdated, requirements
 from tests.configs import ROOT
 
-# A runtime of Colab with a card, as its list of packages has them: googlecolab/backend-info, of
-# August 2026, with Python 3.13.
-COLAB = {
-    "jax": "0.7.2", "flax": "0.11.2", "optax": "0.2.8", "orbax-checkpoint": "0.12.4",
-    "grain": "0.2.18", "numpy": "2.0.2", "absl-py": "1.4.0", "safetensors": "0.8.0",
-    "jax-cuda12-plugin": "0.7.2",
-}  # fmt: skip
+# A runtime of Colab with a card, with the date of its versions.
+COLAB = dict(
+    line.split()[0].split("==")
+    for line in (ROOT / "colabs" / "runtime.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+)
 
 
 def test_packages_of_another_machine_that_are_too_old_are_named():

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from research.downloads.parts import one_model, parts_of
+
 PREFIX = "hf:"
 _SPELLING = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:/([^@]+\.gguf))?(?:@([^@\s]+))?")
 # The weights that are read, in one file or in shards; never variants such as model.fp16.
@@ -97,7 +99,7 @@ def _needed(spelling: str, wanted: _Spelling, names: Sequence[str], weights: boo
     if wanted.file:
         if wanted.file not in names:
             raise ValueError(f"{spelling} is not there; {_ggufs(names) or 'it has no GGUF file'}")
-        return [wanted.file]
+        return list(parts_of(wanted.file))
     found = [name for name in names if _WEIGHTS.fullmatch(name)]
     # Shards with an index go before one file of the same weights, as their reader has it.
     for stem in ("model", "params"):
@@ -105,7 +107,7 @@ def _needed(spelling: str, wanted: _Spelling, names: Sequence[str], weights: boo
         if f"{stem}.safetensors.index.json" in names and shards:
             found = [name for name in found if name != f"{stem}.safetensors"]
     ggufs = [name for name in names if name.endswith(".gguf")]
-    if not found and len(ggufs) == 1:
+    if not found and one_model(ggufs):
         return ggufs
     if not found:
         pickles = [name for name in names if re.search(r"\.(bin|pt|pth|ckpt)$", name)]
@@ -118,12 +120,14 @@ def _needed(spelling: str, wanted: _Spelling, names: Sequence[str], weights: boo
 
 
 def _ggufs(names: Sequence[str]) -> str:
-    files = [name for name in names if name.endswith(".gguf")]
+    # Of a file in parts the first stands for all.
+    files = [name for name in names if name.endswith(".gguf") and next(parts_of(name)) == name]
     return f"add one of its GGUF files to the name: {', '.join(files)}" if files else ""
 
 
 def _result(folder: Path, wanted: _Spelling, names: Sequence[str]) -> Path:
-    alone = names[0] if len(names) == 1 and names[0].endswith(".gguf") else wanted.file
+    # Of several parts the reader finds the others beside the first.
+    alone = names[0] if names and names[0].endswith(".gguf") else wanted.file
     return folder / alone if alone else folder
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from research.downloads.parts import one_model
 from research.interop import native, runs
 from research.interop.huggingface import folder as hf
 from research.interop.huggingface.mxfp4 import FORMAT as MXFP4
@@ -86,12 +87,12 @@ def check_target(to: str, dtype: str) -> None:
 
 
 def _gguf_file(path: Path) -> Path | None:
-    """The GGUF file at a path: the path itself, or the only one in a folder; None where a folder
-    has several, which may be the parts of one model or several models."""
+    """The GGUF file at a path: the path itself, or the only one in a folder, or the first part of
+    the only one; None where a folder has several models."""
     if path.is_file():
         return path if path.suffix == ".gguf" else None
     files = sorted(path.glob("*.gguf")) if path.is_dir() else []
-    return files[0] if len(files) == 1 else None
+    return files[0] if files and one_model(file.name for file in files) else None
 
 
 def _open_gguf(path: Path, open_other: Open) -> Checkpoint:

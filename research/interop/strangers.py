@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from research.downloads.parts import one_model
 from research.files import read_json
 from research.interop.huggingface.folder import TOKENIZERS, tokenizer_folder
 from research.interop.peft.config import FILE as ADAPTER
@@ -158,7 +159,7 @@ def _other(path: Path, name: str) -> Stranger | None:
     if path.is_file() and path.suffix in _OTHERS:
         return Stranger(path.suffix[1:], _OTHERS[path.suffix], "give a Hugging Face or GGUF export")
     several = sorted(path.glob("*.gguf")) if path.is_dir() and not _described(path) else []
-    if len(several) > 1:
+    if several and not one_model(file.name for file in several):
         return Stranger(
             "ggufs", f"a folder of {len(several)} GGUF files", f"give one, such as {several[0]}"
         )

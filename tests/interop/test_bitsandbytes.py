@@ -2,6 +2,7 @@
 from file to product."""
 
 import json
+import re
 import weakref
 from dataclasses import replace
 from functools import cache
@@ -16,10 +17,12 @@ from safetensors.numpy import load_file, save_file
 from research import tree
 from research.interop.bitsandbytes.write import write_bitsandbytes
 from research.interop.convert import convert
-from research.interop.huggingface.families.table import family_of
+from research.interop.huggingface.families.table import FAMILIES, family_of
 from research.interop.load import load, open_checkpoint
 from research.interop.peft.write import write_peft
+from research.interop.storage.checkpoint import Checkpoint, specs_by_path, stacked_axes
 from research.interop.storage.layout import letter_sizes, source_shape
+from research.interop.storage.parameter import Parameter
 from research.models.model import Model
 from research.models.spec import abstract, initialize
 from research.parallel.axes import RULES
@@ -31,6 +34,7 @@ from research.weights.quantized import Quantized
 from research.weights.rules import is_leaf, quantize, quantize_specs
 
 FOLDER = Path(__file__).parent / "quantized"
+GOLDENS_OF_FAMILIES = Path(__file__).parent / "goldens"
 GOLDENS = sorted(path.stem for path in FOLDER.glob("*.npz"))
 # Logits of 5, and weights that are the same to the bit: what is left are float32 sums in another
 # order.
@@ -462,3 +466,31 @@ def test_what_is_quantized_otherwise_or_already_is_refused(tmp_path):
             ValueError, match="bitsandbytes has no 'int4'; choose one of nf4, fp4, int8"
         ):
             write_bitsandbytes(checkpoint, tmp_path, format="int4")
+
+
+@pytest.mark.parametrize("name", ["t5", "mt5"])
+def test_what_transformers_keeps_in_float32_is_written_dense(name, tmp_path):
+    with np.load(GOLDENS_OF_FAMILIES / f"{name}.npz") as file:
+        values = json.loads(str(file["config"]))
+    # Inputs that groups of 64 divide.
+    values |= {"d_model": 64, "d_kv": 16, "d_ff": 64, "num_heads": 4}
+    family = next(one for one in FAMILIES.values() if name in one.model_types)
+    # Without the head's tensor it is the table.
+    c = family.read_config(values, set() if values["tie_word_embeddings"] else {"lm_head.weight"})
+    parameters = {
+        path: Parameter(
+            spec.shape,
+            "float32",
+            stacked_axes(spec),
+            lambda index, shape=spec.shape: np.ones(shape[len(index) :], np.float32),
+        )
+        for path, spec in specs_by_path(c).items()
+    }
+    write_bitsandbytes(Checkpoint(tmp_path, "made", c, parameters), tmp_path, format="nf4")
+    written = load_file(tmp_path / "model.safetensors")
+    matrices = {key: x for key, x in written.items() if re.search(r"\.(wo|q)\.weight$", key)}
+    kinds = {(key.split(".")[-2], str(x.dtype), x.ndim) for key, x in matrices.items()}
+    assert {one for one in kinds if one[0] == "wo"} == {("wo", "float32", 2)}
+    assert {one for one in kinds if one[0] == "q"} == {("q", "uint8", 2)}
+    wo = next(x for key, x in matrices.items() if key.endswith("wo.weight"))
+    assert wo.shape == (64, 64)

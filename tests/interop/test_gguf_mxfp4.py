@@ -100,7 +100,7 @@ def test_a_block_that_is_nan_is_named(folder, tmp_path):
     convert(folder, tmp_path / "gguf", "gguf", certified=False)
     path = tmp_path / "gguf/model.gguf"
     with open_gguf(path) as file:
-        offset = file._offsets["blk.0.ffn_up_exps.weight"]
+        offset = file.places["blk.0.ffn_up_exps.weight"][1]
     content = bytearray(path.read_bytes())
     content[offset] = 255
     path.write_bytes(content)

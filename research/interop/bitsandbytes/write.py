@@ -49,11 +49,11 @@ def write_bitsandbytes(
     if format and format not in QUANTIZABLE:
         raise ValueError(f"bitsandbytes has no {format!r}; choose one of {', '.join(QUANTIZABLE)}")
     family, values = describe(c)
-    # transformers keeps T5's `wo` in float32, whatever the folder says.
+    # transformers keeps `wo` of T5 and mT5 in float32, whatever the folder says.
     known = {
         name: m
         for name, m in modules(c, family).items()
-        if family.model_types != ("t5",) or not name.endswith(".wo")
+        if "t5" not in family.model_types or not name.endswith(".wo")
     }
     # Both sources answer the same two questions: a slice of a parameter, and whether it is
     # quantized.

@@ -39,15 +39,16 @@ class Gguf:
 
     `names`: shape and type of each tensor as it is read, in numpy's order ([out, in]). `types`:
     ggml's type of each as stored, such as "Q4_1". `metadata`: numbers, bools, strings, lists of
-    strings, and numpy arrays of numbers.
+    strings, and numpy arrays of numbers. `places`: the open file of each tensor and its first byte
+    there. `files`: all open files, several where the model is in parts.
     """
 
     path: Path
     names: Mapping[str, Tensor]
     types: Mapping[str, str]
     metadata: dict[str, Any] = field(repr=False)
-    _offsets: Mapping[str, int] = field(repr=False)
-    _file: BinaryIO = field(repr=False)
+    places: Mapping[str, tuple[BinaryIO, int]] = field(repr=False)
+    files: tuple[BinaryIO, ...] = field(repr=False)
 
     def read(self, name: str) -> np.ndarray:
         """The whole tensor: plain numbers in their stored type, quantized types as float32."""
@@ -76,7 +77,7 @@ class Gguf:
         # Quantized types pack `block` values into `block_bytes`, along the last axis.
         block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
         row = math.prod(shape[1:])
-        offset = self._offsets[name] + start * row // block * block_bytes
+        offset = self.places[name][1] + start * row // block * block_bytes
         # Rows of a one-dimensional tensor are single values, less than a block.
         if start * row % block or stop * row % block:
             return self.read(name)[start:stop]
@@ -105,13 +106,14 @@ class Gguf:
         block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[self.types[name]]]
         stored = (stop - start, *shape[1:-1], shape[-1] // block, block_bytes)
         out = np.empty(stored, np.uint8)
-        offset = self._offsets[name] + start * math.prod(stored[1:])
+        offset = self.places[name][1] + start * math.prod(stored[1:])
         self._fill(out.reshape(-1), offset, name)
         return out
 
     def close(self) -> None:
-        """Closes the file; tensors that were read stay."""
-        self._file.close()
+        """Closes the files; tensors that were read stay."""
+        for file in self.files:
+            file.close()
 
     def __enter__(self) -> "Gguf":
         return self
@@ -125,13 +127,13 @@ class Gguf:
         The file is not mapped for this: mapped pages count as this process's memory, which would be
         the whole checkpoint in the end.
         """
-        done = 0
+        done, file = 0, self.places[name][0]
         while done < out.nbytes:
             # One call returns at most 2 GiB on Linux, and may return less for any reason.
-            got = os.preadv(self._file.fileno(), [out[done:]], offset + done)
+            got = os.preadv(file.fileno(), [out[done:]], offset + done)
             if not got:
                 raise ValueError(
-                    f"{self.path} ends within {name!r}; it was cut short after it was opened"
+                    f"{file.name} ends within {name!r}; it was cut short after it was opened"
                 )
             done += got
 
@@ -165,7 +167,8 @@ def open_gguf(path: str | os.PathLike) -> Gguf:
     except BaseException:
         file.close()
         raise
-    return Gguf(path, names, types, header.metadata, offsets, file)
+    places = {name: (file, offset) for name, offset in offsets.items()}
+    return Gguf(path, names, types, header.metadata, places, (file,))
 
 
 @cache

@@ -33,8 +33,9 @@ from research.interop.gguf import (
 )
 from research.interop.gguf.architecture import Architecture, Metadata
 from research.interop.gguf.decoder_rules import joined_experts
-from research.interop.gguf.file import Gguf, open_gguf
+from research.interop.gguf.file import Gguf
 from research.interop.gguf.mixtures import FILE_TYPES, tensor_type
+from research.interop.gguf.parts import open_whole
 from research.interop.gguf.tokenizer import tokenizer_files
 from research.interop.gguf.tokenizer_metadata import blank_notes, tokenizer_metadata
 from research.interop.gguf.write import Entry, write_gguf
@@ -80,11 +81,12 @@ _NAMES = Names(
 
 
 def open_gguf_model(file: Path) -> Checkpoint:
-    """The checkpoint in a GGUF file, its weights unread until asked for; it keeps the file open.
+    """The checkpoint in a GGUF file, or in several that one was cut into, its weights unread until
+    asked for; it keeps the files open.
 
     ValueError, which names the file, for an architecture or a setting that is not supported.
     """
-    gguf = open_gguf(file)
+    gguf = open_whole(file)
     try:
         config, architecture = read_config(gguf)
         rules = architecture.rules(config, gguf.metadata["general.architecture"])
@@ -103,7 +105,7 @@ def open_gguf_model(file: Path) -> Checkpoint:
     files |= encoders.pooling_files(gguf.metadata) if files else {}
     kinds = {kind for kind in gguf.types.values() if kind not in ("F32", "F16", "BF16")}
     return Checkpoint(
-        file,
+        gguf.path,
         "gguf",
         config,
         parameters,

@@ -89,7 +89,8 @@ class StoredRows:
 
 def _source(tensors: StoredTensors, name: str) -> Source:
     dtype = as_dtype(tensors.names[name].dtype)
-    return Source(*tensors.place(name), dtype, partial(tensors.fill, name))
+    # A load reads each tile once, and keeps it.
+    return Source(*tensors.place(name), dtype, partial(tensors.fill, name, once=True))
 
 
 def whole_reader(
