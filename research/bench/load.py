@@ -69,9 +69,7 @@ def compare(
     `load` in the stored type, each with a cold cache, in turns: seconds (the median), all_seconds,
     gb_per_second, ratio (seconds over those of the plain read, by the medians of one run),
     peak_bytes, and for `load` `beyond`, the memory at its peak beyond the model's and the reader's,
-    in sizes of the largest tensor. With `fresh` each turn has a process of its own. `load` reads
-    past the system's cache where the files take more than an eighth of the machine's memory
-    (`research.interop.storage.direct`), and through it otherwise.
+    in sizes of the largest tensor. With `fresh` each turn has a process of its own.
 
     The weights are written into `folder`, by default a temporary one. ValueError on a system that
     cannot drop files from its memory.

@@ -314,8 +314,9 @@ def test_totals_add_up_over_parts_and_counts_are_positive(name):
         # A total may be of some items alone, as a bin's is.
         sums, counts = zip(*(one.get(key, (0.0, 0.0)) for one in of_parts))
         assert count > 0 and count == sum(counts)
-        # Sums of a batch are float32, and the parts make other batches.
-        assert total == pytest.approx(sum(sums), rel=1e-6)
+        # Losses and their sums are float32, and the parts make other batches, whose rounding is
+        # the processor's: 1.5e-6 was seen. One item more or less of these few is over 1e-2.
+        assert total == pytest.approx(sum(sums), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", TRIED)

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from research.files import read_json
-from research.interop.storage import direct
 from research.interop.storage.tensors import Tensor, as_dtype
 
 INDEX = "{stem}.safetensors.index.json"
@@ -66,25 +64,16 @@ class SafeTensors:
         path, offset = self._places[name]
         return str(path), offset
 
-    @cached_property
-    def _past_cache(self) -> bool:
-        paths = {path for path, _ in self._places.values()}
-        return direct.pays(sum(path.stat().st_size for path in paths))
-
-    def fill(self, name: str, start: int, memory: np.ndarray, once: bool = False) -> None:
+    def fill(self, name: str, start: int, memory: np.ndarray) -> None:
         """Reads the bytes of a tensor from its element `start` on into uint8 memory, until it is
-        full. `once` says that they are not soon read again (`research.interop.storage.direct`).
-        ValueError where the file ends before."""
+        full. ValueError where the file ends before."""
         # Not mapped: mapped pages would count as this process's memory, all of a checkpoint in the
         # end.
         path, offset = self._places[name]
         offset += start * as_dtype(self.names[name].dtype).itemsize
-        done = direct.fill_once(path, offset, memory) if once and self._past_cache else 0
-        if done == memory.size:
-            return
         with open(path, "rb", buffering=0) as file:
-            file.seek(offset + done)
-            view = memoryview(memory)
+            file.seek(offset)
+            done, view = 0, memoryview(memory)
             # One call of the system reads 2 GiB at most.
             while done < memory.size:
                 if not (count := file.readinto(view[done:])):

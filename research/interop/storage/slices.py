@@ -89,8 +89,7 @@ class StoredRows:
 
 def _source(tensors: StoredTensors, name: str) -> Source:
     dtype = as_dtype(tensors.names[name].dtype)
-    # A load reads each tile once, and keeps it.
-    return Source(*tensors.place(name), dtype, partial(tensors.fill, name, once=True))
+    return Source(*tensors.place(name), dtype, partial(tensors.fill, name))
 
 
 def whole_reader(

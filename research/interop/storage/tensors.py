@@ -29,10 +29,10 @@ class Tensors(Protocol):
 @runtime_checkable
 class StoredTensors(Tensors, Protocol):
     """Tensors that lie in files as they are. `fill` reads the bytes of a tensor from its element
-    `start` on into uint8 memory, until it is full; several threads may do so at once, and `once`
-    says that the bytes are not soon read again. `place` is (file, first byte) of a tensor."""
+    `start` on into uint8 memory, until it is full; several threads may do so at once. `place` is
+    (file, first byte) of a tensor."""
 
-    def fill(self, name: str, start: int, memory: np.ndarray, once: bool = False) -> None: ...
+    def fill(self, name: str, start: int, memory: np.ndarray) -> None: ...
 
     def place(self, name: str) -> tuple[str, int]: ...
 
