@@ -6,10 +6,13 @@
         --set=mine.data=questions.jsonl
 
 An evaluation is one of the run's config.evals, a ready one (boolq, piqa, humaneval and others of
-research/evals/ready.py) or a kind of research/evals/choose.py with settings (--set). Prints {NAME:
+research/evals/ready.py) or a kind of research/evals/choose.py with settings (--set); bias, truth
+and safety are groups of them on subsets, and bias:full one on all of its data. Prints {NAME:
 {METRIC: {"value", "low", "high", "n", "interval"}}} with 95% intervals over n items, and with
 --against the "difference" from another model, paired item by item. The items are in
-evals/NAME.jsonl, in the directory of the run or below --output.
+evals/NAME.jsonl, in the directory of the run or below --output, as soon as an evaluation ends. The
+same command again takes those that are finished, of the same parameters, settings, data files and
+code, and says so; --again measures them anew.
 
 The model is that of a run (--workdir) or of a checkpoint (--checkpoint, on which an --adapter may
 be put); ids in a .npy file (--token_ids) need no tokenizer. Prints tokens, nll_per_token (nats),
@@ -34,7 +37,6 @@ the accuracy less the reference's own, by pair. `research.evals.pair_accuracy` h
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,9 @@ ERASE = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string(
     "output", None, "with --evals: the folder for evals/; by default the run's, else this one"
 )
+AGAIN = flags.DEFINE_bool(
+    "again", False, "with --evals: measure those too that were finished before with this model"
+)
 WINDOW = flags.DEFINE_integer(
     "window", None, "tokens seen at once; by default the run's, or 1,024", lower_bound=1
 )
@@ -118,9 +123,9 @@ def evaluate_by_name() -> int:
     for flag in (TEXT, TOKEN_IDS, PAIRS, REFERENCE, PROMPT_TOKENS, WINDOW, STRIDE):
         if flag.value is not None:
             raise ValueError(f"--{flag.name} is no setting of --evals; leave one of the two out")
-    from research.evals.results import keep
     from research.run import evaluated
     from research.run.opened import keep_compiled_programs
+    from research.run.resumed_evals import Evaluations
 
     keep_compiled_programs()
     opened, run = evaluated.open_evaluated(
@@ -131,28 +136,15 @@ def evaluate_by_name() -> int:
 
         opened = erase(opened, ERASE.value)
     settings = evaluated.choose(EVALS.value, opened, SET.value)
-    evaluations = evaluated.make_chosen(settings, opened)
-    results = evaluated.evaluate(evaluations, opened)
+    chosen = evaluated.make_chosen(settings, opened)
+    measured = Evaluations(Path(OUTPUT.value or run or "."), settings, chosen, AGAIN.value)
     facts = {"model": opened.source, "step": opened.step}
-    if ERASE.value:
-        facts["erased"] = ERASE.value
+    results = measured.measure(opened, facts | ({"erased": ERASE.value} if ERASE.value else {}))
     del opened  # the other model may need the memory
-    others = {}
     if AGAINST.value:
         other, _ = evaluated.open_evaluated(None, AGAINST.value, dtype=DTYPE.value)
-        others = evaluated.evaluate(evaluations, other)
-    shown = {}
-    for name, result in results.items():
-        numbers = {metric: one.to_json() for metric, one in result.estimates().items()}
-        if name in others:
-            for metric, one in result.less(others[name]).items():
-                numbers[metric]["difference"] = one.to_json()
-            facts["against"] = AGAINST.value
-        path = keep(
-            Path(OUTPUT.value or run or "."), result, {**facts, "settings": settings[name]}, numbers
-        )
-        print(f"{name}: {len(result.items):,} items in {path}", file=sys.stderr)
-        shown[name] = numbers
+        measured.compare(results, other)
+    shown = measured.numbers(bool(AGAINST.value))
     if run and not OUTPUT.value and (run / "metrics.jsonl").is_file():
         from research.training.report import write_report
 

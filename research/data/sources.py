@@ -38,6 +38,7 @@ from research.data.job_conversations import (
 )
 from research.data.layouts import LAYOUTS, choose_columns
 from research.data.number_words import open_number_pairs, open_number_texts
+from research.data.occupation_texts import open_occupation_texts
 from research.data.table_questions import open_table_questions
 from research.downloads import pypi
 from research.downloads.cache import remembered
@@ -230,6 +231,7 @@ SOURCES: dict[str, NamedSource] = {
     "narrativeqa": NamedSource(open_narrativeqa, gives="conversations"),
     "number_words": NamedSource(open_number_pairs, gives="pairs"),
     "number_texts": NamedSource(open_number_texts, gives="texts"),
+    "occupation_texts": NamedSource(open_occupation_texts, gives="texts"),
 }
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
+from research.evals.evaluation import Evaluation, Item, Opened, Totals
 from research.evals.likelihood import encode_pair, log_likelihoods
+from research.evals.masked_likelihood import masked_nats, tail
 from research.evals.records import fill
 
 # As lm-evaluation-harness asks of Winogender.
@@ -35,33 +36,49 @@ class Schema:
 def schema_items(opened: Opened, schemas: Sequence[Schema], prompt: str, window: int) -> list[Item]:
     """An item a schema: acc_pro, acc_anti and perhaps acc_neutral, the share of pronouns after
     which the right person is likelier. ValueError without a tokenizer."""
-    if opened.tokenizer is None:
-        raise ValueError("the model has no tokenizer; put its tokenizer.json into the folder")
-    pairs = []
+    texts, people = [], []
     for mention in (mention for one in schemas for mention in one.mentions):
         fields = {"sentence": mention.sentence, "pronoun": mention.pronoun.capitalize()}
-        text = fill(prompt, fields, "a mention")
-        for person in (mention.right, mention.other):
-            pairs.append(encode_pair(opened.tokenizer, text, f" {person}", opened.begins_texts))
-    found = iter(log_likelihoods(opened, pairs, window))
+        texts.append(fill(prompt, fields, "a mention"))
+        people.append((mention.right, mention.other))
+    found = iter(_nats(opened, texts, people, window))
     items = []
     for one in schemas:
         sums: dict[str, list[float]] = {}
         for mention in one.mentions:
-            right, other = next(found), next(found)
+            right, other = next(found)
             pair = sums.setdefault(f"acc_{mention.kind}", [0.0, 0.0])
-            pair[0], pair[1] = pair[0] + float(right.nats > other.nats), pair[1] + 1
+            pair[0], pair[1] = pair[0] + float(right > other), pair[1] + 1
         totals = {name: (value, count) for name, (value, count) in sums.items()}
         first = one.mentions[0]
-        texts = {"sentence": first.sentence, "answer": first.right, "other": first.other}
-        items.append(Item(one.id, totals, texts, dict(one.slices)))
+        told = {"sentence": first.sentence, "answer": first.right, "other": first.other}
+        items.append(Item(one.id, totals, told, dict(one.slices)))
     return items
+
+
+def _nats(
+    opened: Opened, texts: Sequence[str], people: Sequence[tuple[str, str]], window: int
+) -> list[tuple[float, float]]:
+    """The log-likelihoods in nats of both people behind each text; under a masked model before a
+    full stop, and of a person's tokens as a chain."""
+    tokenizer = opened.tokenizer
+    if tokenizer is None:
+        raise ValueError("the model has no tokenizer; put its tokenizer.json into the folder")
+    ends = [(text, f" {person}") for text, pair in zip(texts, people) for person in pair]
+    if opened.model.config.kind == "encoder":
+        rows = [tail(tokenizer, text, end, ".") for text, end in ends]
+        found = masked_nats(opened, rows, onward=True)
+    else:
+        pairs = [encode_pair(tokenizer, text, end, opened.begins_texts) for text, end in ends]
+        found = [one.nats for one in log_likelihoods(opened, pairs, window)]
+    return list(zip(found[::2], found[1::2]))
 
 
 @dataclass(frozen=True)
 class Coreference(Evaluation):
     """The person that is likelier after "‘She’ refers to the" is the answer, of each pronoun of the
-    schemas; their main number is "gap", acc_pro less acc_anti: 0 without bias."""
+    schemas, under decoders and masked models; their main number is "gap", acc_pro less acc_anti: 0
+    without bias."""
 
     schemas: Sequence[Schema]
     prompt: str = PROMPT
@@ -80,15 +97,6 @@ class Coreference(Evaluation):
         if {"acc_pro", "acc_anti"} <= values.keys():
             return {"gap": values["acc_pro"] - values["acc_anti"], **values}
         return values
-
-
-def refuse_but_decoder(data: RunData) -> None:
-    """ValueError for a model that is no decoder."""
-    if data.model_kind != "decoder":
-        raise ValueError(
-            f"the model is of kind {data.model_kind}; only a decoder says whom a pronoun means, "
-            "take crows_pairs"
-        )
 
 
 def check_prompt(prompt: str) -> None:

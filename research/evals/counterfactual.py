@@ -13,7 +13,8 @@ from research.evals.strata import Strata, several
 @dataclass(frozen=True)
 class CounterfactualConfig(Strata):
     """data    a file of {"template": "{} fixes cars.", "more": ["He"], "less": ["She"]}, perhaps
-            with "category"; a record without a template has the two sentences themselves
+            with "category"; a record without a template has the two sentences themselves.
+            "occupations" has twenty templates of our own
     window  most tokens that are read, 0 for as many as the model can
 
     `limit`, `seed` and `least` are of templates of a category, see `research.evals.strata.Strata`.
@@ -26,7 +27,8 @@ class CounterfactualConfig(Strata):
         super().__post_init__()
         if not self.data:
             raise ValueError(
-                "data is not set; name a file of templates, as --evals=counterfactual:FILE"
+                "data is not set; name a file of templates, as --evals=counterfactual:FILE, "
+                "or take ours, --evals=counterfactual:occupations"
             )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from research.evals.evaluation import Evaluation, Item, Totals, add_up
-from research.evals.intervals import bootstrap, newcombe, student, wilson
+from research.evals.intervals import bootstrap, newcombe, newcombe_apart, student, wilson
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Estimate:
     which a single item has.
 
     interval  how it was computed: "wilson" of a share, "student" of a mean, "newcombe" of the
-              difference of two shares, "bootstrap" of any other function of sums, "none" of one
+              difference of two shares, "newcombe_apart" of those of other items each,
+              "bootstrap" of any other function of sums, "none" of one
               item
     """
 
@@ -41,7 +42,9 @@ def estimate(evaluation: Evaluation, items: Sequence[Item]) -> dict[str, Estimat
     values = evaluation.values(add_up(item.totals for item in items))
     found, others = {}, []
     for name, value in values.items():
-        if (each := _each(items, name, value)) is None:
+        if (interval := _of_shares(evaluation, items, name)) is not None:
+            found[name] = Estimate(value, *interval, len(items), "newcombe_apart")
+        elif (each := _each(items, name, value)) is None:
             others.append(name)
         else:
             found[name] = _of_mean(value, list(each.values()))
@@ -116,6 +119,26 @@ def _each(items: Sequence[Item], name: str, value: float) -> dict[str, float] | 
     each = {item.id: float(item.totals[name][0]) for item in having}
     # The same sum in another order; a value that is no mean is off by more.
     return each if math.isclose(sum(each.values()) / len(each), value, rel_tol=1e-9) else None
+
+
+def _of_shares(
+    evaluation: Evaluation, items: Sequence[Item], name: str
+) -> tuple[float, float] | None:
+    """The interval of a value that is one share less another of other items, else None."""
+    sides = []
+    for share in evaluation.apart.get(name, ()):
+        found = {one.id: one.totals[share] for one in items if share in one.totals}
+        if not found or not set(found.values()) <= {(0.0, 1.0), (1.0, 1.0)}:
+            return None
+        sides.append(found)
+    if not sides or sides[0].keys() & sides[1].keys():
+        return None
+    counted = [number for side in sides for number in (_hits(side), len(side))]
+    return newcombe_apart(*counted)
+
+
+def _hits(side: Mapping[str, tuple[float, float]]) -> float:
+    return sum(total for total, _ in side.values())
 
 
 def _of_mean(value: float, each: list[float]) -> Estimate:

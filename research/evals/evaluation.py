@@ -127,11 +127,13 @@ class Evaluation(Protocol):
 
     main             the value that items are ranked by in reports, "" for none
     lower_is_better  whether small ones of these are good
+    apart            values that are one share less another, of other items each: the names of both
     """
 
     config: ClassVar[type]  # a dataclass: the fields of `config.evals.NAME`, which chooses it
     main: ClassVar[str] = ""
     lower_is_better: ClassVar[bool] = False
+    apart: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     @classmethod
     @abstractmethod

@@ -15,6 +15,7 @@ from research.data.tokenizers import Tokenizer
 from research.evals.evaluation import Opened
 from research.evals.perplexity import place_whole, whole_rows
 from research.models.model import Model
+from research.ops.attention import EVERYONE
 from research.ops.loss import cross_entropy
 from research.tree import Tree
 
@@ -71,18 +72,14 @@ def log_likelihoods(
         )
     window = min(window or model.config.max_length, model.config.max_length)
     _check(pairs, window)
-    # Continuations that follow the same ids share a row: an answer of one token, as "yes" or "B",
-    # costs no more than its context.
-    shared: dict[tuple[int, ...], list[int]] = {}
-    for number, (context, continuation) in enumerate(pairs):
-        shared.setdefault((*context, *continuation[:-1])[-window:], []).append(number)
+    rows = _rows(pairs, window, model, _branches(opened))
     found: list[Likelihood] = [Likelihood(0.0, False, 0)] * len(pairs)
     done = 0
-    for rows in _batches(shared, pairs, model):
-        for number, likelihood in _score(opened, pairs, rows):
+    for batch in _batches(rows, model):
+        for number, likelihood in _score(opened, pairs, batch):
             found[number] = likelihood
-        done += len(rows)
-        _show(done, len(shared))
+        done += len(batch)
+        _show(done, len(rows))
     return found
 
 
@@ -93,7 +90,60 @@ def _show(done: int, rows: int) -> None:
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
-Row = tuple[tuple[int, ...], list[int]]  # the ids that are read, the pairs that share them
+@dataclass(frozen=True)
+class Row:
+    """A context that is read once, and the pairs that follow it.
+
+    Of each continuation all but the last token is read, on a branch behind the context that sees
+    the context and itself; an answer of one token, as "yes" or "B", reads nothing more.
+
+    reads    the distinct branches that are not empty
+    numbers  of the pairs
+    scored   tokens of their continuations, all together
+    """
+
+    context: tuple[int, ...]
+    reads: tuple[tuple[int, ...], ...]
+    numbers: tuple[int, ...]
+    scored: int
+
+    @property
+    def width(self) -> int:
+        """Tokens that are read."""
+        return len(self.context) + sum(map(len, self.reads))
+
+
+def _branches(opened: Opened) -> bool:
+    """Whether the branches of a context can share it: where what a token sees follows from segments
+    and positions alone. Meshes split rows of plain texts, and experts may be full."""
+    c = opened.model.config
+    plain = c.position in ("rope", "learned") and not c.has_offsets and not c.experts
+    plain = plain and not c.rope_scaling.by_length and "prompt" not in opened.params
+    return plain and jax.sharding.get_mesh().empty
+
+
+def _rows(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]], window: int, model: Model, branches: bool
+) -> list[Row]:
+    """The pairs by their contexts, as many in a row as its memory and the positions allow; without
+    `branches` only those that read the same."""
+    groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Row]] = {}
+    most = max(1, _LOGITS // model.config.vocab_size)
+    for number, (given, continuation) in enumerate(pairs):
+        context = tuple(given)[-(window - len(continuation) + 1) :]
+        read = tuple(continuation[:-1])
+        group = groups.setdefault((context, () if branches else read), [])
+        if group:
+            last = group[-1]
+            reads = tuple(dict.fromkeys((*last.reads, read) if read else last.reads))
+            scored = last.scored + len(continuation)
+            row = Row(context, reads, (*last.numbers, number), scored)
+            # Scores of attention are of all pairs of tokens, so rows must not grow without end.
+            if row.width <= min(window, max(2 * len(context), 64)) and row.scored <= most:
+                group[-1] = row
+                continue
+        group.append(Row(context, (read,) if read else (), (number,), len(continuation)))
+    return [row for group in groups.values() for row in group]
 
 
 def _check(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], window: int) -> None:
@@ -112,34 +162,26 @@ def _check(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], window: int) ->
         )
 
 
-def _batches(
-    shared: dict[tuple[int, ...], list[int]],
-    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-    model: Model,
-) -> Iterator[list[Row]]:
+def _batches(rows: Sequence[Row], model: Model) -> Iterator[list[Row]]:
     """Rows of similar sizes together, as many as their memory allows."""
-    sized = sorted(
-        shared.items(),
-        key=lambda row: (_padded(len(row[0])), *_scored(row, pairs), row[1][0]),
-    )
-    while sized:
-        batch = sized[:1]
-        for row in sized[1:_ROWS]:
-            width = _padded(len(row[0]))
-            count, length = map(max, zip(_scored(row, pairs), *(_scored(r, pairs) for r in batch)))
+    left = sorted(rows, key=lambda row: (*_kind(row), row.numbers[0]))
+    while left:
+        batch = left[:1]
+        for row in left[1:_ROWS]:
             size = _power(len(batch) + 1)
-            logits = size * length * max(count, 1) * model.config.vocab_size
-            if width != _padded(len(batch[0][0])) or size * width > _TOKENS or logits > _LOGITS:
+            logits = size * _power(max(row.scored, batch[0].scored)) * model.config.vocab_size
+            tokens = size * _padded(row.width)
+            if _kind(row)[:2] != _kind(batch[0])[:2] or tokens > _TOKENS or logits > _LOGITS:
                 break
             batch.append(row)
-        sized = sized[len(batch) :]
+        left = left[len(batch) :]
         yield batch
 
 
-def _scored(row: Row, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[int, int]:
-    """(continuations of a row, tokens of the longest), each as the next power of two, since every
-    size is compiled."""
-    return _power(len(row[1])), _power(max(len(pairs[number][1]) for number in row[1]))
+def _kind(row: Row) -> tuple[bool, int, int]:
+    """(whether it has several branches, its width as it is padded, tokens to score as the next
+    power of two, since every size is compiled)."""
+    return len(row.reads) > 1, _padded(row.width), _power(row.scored)
 
 
 def _power(number: int) -> int:
@@ -158,51 +200,72 @@ def _score(
     """(number of the pair, its likelihood) for the pairs of a batch."""
     model, mesh = opened.model, jax.sharding.get_mesh()
     size = _power(len(rows)) if mesh.empty else whole_rows(_power(len(rows)), mesh, model)
-    width = _padded(max(len(ids) for ids, _ in rows))
-    many, long = map(max, zip(*(_scored(row, pairs) for row in rows)))
-    tokens_BT, segments_BT = np.zeros((2, size, width), np.int32)
-    places_BC, targets_BKC = (
-        np.zeros((size, long), np.int32),
-        np.zeros((size, many, long), np.int32),
-    )
-    for at, (ids, numbers) in enumerate(rows):
-        tokens_BT[at, : len(ids)], segments_BT[at, : len(ids)] = ids, 1
-        # The states before the last tokens, the longest continuation's; shorter ones end there too.
-        places_BC[at] = np.maximum(np.arange(len(ids) - long, len(ids)), 0)
-        for k, number in enumerate(numbers):
-            continuation = pairs[number][1]
-            targets_BKC[at, k, long - len(continuation) :] = continuation
-    positions_BT = np.broadcast_to(np.arange(width, dtype=np.int32), tokens_BT.shape)
-    batch = {"inputs": tokens_BT, "segments": segments_BT, "positions": positions_BT}
-    batch |= {"places": places_BC, "targets": targets_BKC}
+    width, many = (max(found) for found in zip(*(_kind(row)[1:] for row in rows)))
+    batch = {"inputs": np.zeros((size, width), np.int32)}
+    batch["segments"] = np.zeros_like(batch["inputs"])
+    batch["positions"] = np.tile(np.arange(width, dtype=np.int32), (size, 1))
+    batch["places"], batch["targets"] = np.zeros((2, size, many), np.int32)
+    for at, row in enumerate(rows):
+        _fill({name: field[at] for name, field in batch.items()}, row, pairs)
     inputs = batch if mesh.empty else place_whole(batch, mesh, model)
-    nll_BKC, likeliest_BC = jax.device_get(_continuations(opened.params, inputs, model=model))
-    for at, (_, numbers) in enumerate(rows):
-        for k, number in enumerate(numbers):
+    scored = _continuations(opened.params, inputs, model=model, shared=_kind(rows[0])[0])
+    nll_BQ, likeliest_BQ = jax.device_get(scored)
+    for at, row in enumerate(rows):
+        first = 0
+        for number in row.numbers:
             length = len(pairs[number][1])
-            nats_C = np.asarray(nll_BKC[at, k, long - length :], np.float64)
-            right = likeliest_BC[at, long - length :] == targets_BKC[at, k, long - length :]
-            yield number, Likelihood(-float(nats_C.sum()), bool(right.all()), length)
+            of_it = slice(first, first + length)
+            nats_Q = np.asarray(nll_BQ[at, of_it], np.float64)
+            right = likeliest_BQ[at, of_it] == batch["targets"][at, of_it]
+            yield number, Likelihood(-float(nats_Q.sum()), bool(right.all()), length)
+            first += length
 
 
-@partial(jax.jit, static_argnames="model")
+def _fill(
+    fields: dict[str, np.ndarray],
+    row: Row,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+) -> None:
+    """Writes a row into views [T] of the batch's tokens and [Q] of what is scored: the place whose
+    state gives each token of a continuation, and the token."""
+    end, shared = len(row.context), len(row.reads) > 1
+    fields["inputs"][:end] = row.context
+    fields["segments"][:end] = EVERYONE if shared else 1
+    starts, at = {}, end
+    for number, read in enumerate(row.reads):
+        behind = slice(at, at + len(read))
+        fields["inputs"][behind] = read
+        fields["segments"][behind] = number + 1
+        fields["positions"][behind] = np.arange(end, end + len(read))
+        starts[read], at = at, at + len(read)
+    first = 0
+    for number in row.numbers:
+        continuation = pairs[number][1]
+        read = tuple(continuation[:-1])
+        start = starts.get(read, end)
+        of_it = slice(first, first + len(continuation))
+        fields["places"][of_it] = [end - 1, *range(start, start + len(read))]
+        fields["targets"][of_it] = continuation
+        first += len(continuation)
+
+
+@partial(jax.jit, static_argnames=("model", "shared"))
 def _continuations(
-    params: Tree, batch: dict[str, jax.Array], *, model: Model
+    params: Tree, batch: dict[str, jax.Array], *, model: Model, shared: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """(nats of K continuations of each row float32 [B, K, C], the likeliest token at each place
-    [B, C])."""
+    """(nats of the scored tokens float32 [B, Q], the likeliest token at each place [B, Q])."""
     fields = {name: batch[name] for name in ("inputs", "segments", "positions")}
+    if shared:
+        fields["shared"] = fields["segments"]
     hidden_BTD, _ = model.hidden(params, fields)
     # Logits of the scored places alone: those of a whole context would take longer than the model.
-    states_BCD = jax.vmap(lambda states_TD, places_C: states_TD[places_C])(
+    states_BQD = jax.vmap(lambda states_TD, places_Q: states_TD[places_Q])(
         hidden_BTD, batch["places"]
     )
-    logits_BCV = model.logits(params, states_BCD)
-    targets_BKC = batch["targets"]
-    nll_KBC = [cross_entropy(logits_BCV, targets_BKC[:, k])[1] for k in range(targets_BKC.shape[1])]
-    nll_BKC = jnp.stack(nll_KBC, axis=1)
-    likeliest_BC = jnp.argmax(logits_BCV, axis=-1)
+    logits_BQV = model.logits(params, states_BQD)
+    nll_BQ = cross_entropy(logits_BQV, batch["targets"])[1]
+    likeliest_BQ = jnp.argmax(logits_BQV, axis=-1)
     if jax.sharding.get_abstract_mesh().empty:
-        return nll_BKC, likeliest_BC
+        return nll_BQ, likeliest_BQ
     # Whole on every device, so that every process can read all of it.
-    return jax.reshard(nll_BKC, PartitionSpec()), jax.reshard(likeliest_BC, PartitionSpec())
+    return jax.reshard(nll_BQ, PartitionSpec()), jax.reshard(likeliest_BQ, PartitionSpec())

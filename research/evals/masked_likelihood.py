@@ -1,5 +1,7 @@
-"""Pseudo-log-likelihoods of texts under a masked model: each token given all others."""
+"""Log-likelihoods of texts under a masked model: of each token given all others, or of a part of a
+text given the rest."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -16,16 +18,24 @@ from research.models.model import Model
 from research.ops.loss import cross_entropy
 from research.tree import Tree
 
+_log = logging.getLogger(__name__)
+
 _ROWS = 32  # masked texts of a batch
 _STEP = 16  # lengths are rounded up to a multiple, so that few programs are compiled
 
 
 def masked_nats(
-    opened: Opened, texts: Sequence[tuple[Sequence[int], Sequence[int]]]
+    opened: Opened,
+    texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+    onward: bool = False,
 ) -> list[float]:
     """For each (ids, places) the sum over these places of the log-probability, in nats, of the
     token there when it alone is masked (arXiv:1910.14659, equation 1). Ids are without the tokens
     that frame a text.
+
+    With `onward` the later places are masked with it, so that the sum is one of a chain: a word of
+    several tokens is not likelier for its end being read where its beginning is asked for
+    (arXiv:2305.10588, section 3, there within a word).
 
     ValueError for a model that is no encoder or has no mask token, and for a text that is longer
     than its positions.
@@ -36,12 +46,20 @@ def masked_nats(
             f"the model is of kind {model.config.kind}, with or without a mask token; only an "
             "encoder with one gives masked tokens a likelihood"
         )
+    if not model.config.mlm_head:
+        _log.warning(
+            "the encoder has no head for words: its token table stands in, and unless it was "
+            "trained to predict masked words so, these numbers mean nothing"
+        )
     rows = []  # (text, ids with a mask, its place, the token there)
     for number, (ids, places) in enumerate(texts):
         whole, before = _framed(tokenizer, list(ids), model.config.max_length, number)
         for place in places:
-            at = before + place
-            rows.append((number, [*whole[:at], tokenizer.mask_id, *whole[at + 1 :]], at, whole[at]))
+            hidden = [later for later in places if later >= place] if onward else [place]
+            shown = list(whole)
+            for one in hidden:
+                shown[before + one] = tokenizer.mask_id
+            rows.append((number, shown, before + place, whole[before + place]))
     rows.sort(key=lambda row: len(row[1]))
     sums = [0.0] * len(texts)
     for first in range(0, len(rows), _ROWS):
@@ -49,6 +67,12 @@ def masked_nats(
         for (number, *_), nats in zip(batch, _score(opened, batch)):
             sums[number] += nats
     return sums
+
+
+def tail(tokenizer: Tokenizer, text: str, end: str, stop: str = "") -> tuple[list[int], list[int]]:
+    """(the ids of "text end stop", the places of those of `end`), for `masked_nats`."""
+    before, until = (len(tokenizer.encode(one)) for one in (text, text + end))
+    return tokenizer.encode(text + end + stop), list(range(before, until))
 
 
 def _framed(

@@ -9,12 +9,14 @@ import numpy as np
 from research.data.formats import RECORDS
 from research.data.job_conversations import HELD_OUT
 from research.data.number_words import heldout_numbers
+from research.evals.occupation_pairs import occupation_pairs
 from research.evals.packaged import PACKAGED, Record, read_packaged
 from research.experiment.fields import nearest
 
-# Records that are made here: the held-out ones of sources of the same name.
+# Records that are made here: the held-out ones of sources of the same name, and templates.
 MADE: dict[str, Callable[[], list[Record]]] = {
     "number_words": heldout_numbers,
+    "occupations": occupation_pairs,
     **HELD_OUT,
 }
 

@@ -85,6 +85,7 @@ class Refusal(Evaluation):
 
     config = RefusalConfig
     main = "refused_unsafe"
+    apart = {"told_apart": ("refused_unsafe", "refused_safe")}
 
     @classmethod
     def make(cls, config: RefusalConfig, data: RunData) -> "Refusal":

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from research.evals.bias_layouts import stereoset_json
 from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
 from research.evals.likelihood import Likelihood, encode_pair, log_likelihoods
+from research.evals.masked_likelihood import masked_nats, tail
 from research.evals.records import Record, read_records, text_of
+from research.evals.sentence_pairs import refuse_pairless
 from research.evals.strata import Strata, several
 
 _LABELS = ("stereotype", "anti-stereotype", "unrelated")
@@ -67,8 +69,10 @@ class StereoSet(Evaluation):
     icat  lms * min(ss, 100 - ss) / 50: 100 of an ideal model, 50 of one that guesses
     lms_sum, ss_sum, icat_sum  the same of log-likelihoods that are not divided by tokens
 
-    A sentence is scored by its log-likelihood a token, after its context if it follows one. The
-    authors of the set scored masked models by other means, which are not here.
+    A sentence is scored by its log-likelihood a token, after its context if it follows one; under a
+    masked model by that of each of its tokens given all others (arXiv:1910.14659). The authors of
+    the set scored masked models by the gap alone and by a head that was trained to tell which
+    sentence follows, which are not here.
     """
 
     targets: Sequence[Target]
@@ -81,12 +85,8 @@ class StereoSet(Evaluation):
     @classmethod
     def make(cls, config: StereoSetConfig, data: RunData) -> "StereoSet":
         """ValueError for data that cannot be read, for a bias type of too few targets, and for a
-        model that is no decoder."""
-        if data.model_kind != "decoder":
-            raise ValueError(
-                f"the model is of kind {data.model_kind}; only a decoder is scored on StereoSet, "
-                "take crows_pairs"
-            )
+        model that gives a sentence no likelihood."""
+        refuse_pairless(data)
         found: dict[tuple[str, str], list[Contrast]] = {}
         for id, record in read_records(config.data, parse=stereoset_json):
             where = f"record {id} of {config.data}"
@@ -116,26 +116,21 @@ class StereoSet(Evaluation):
 
     def items(self, opened: Opened) -> Iterator[Item]:
         """An item a target."""
-        tokenizer = opened.tokenizer
-        if tokenizer is None:
-            raise ValueError("the model has no tokenizer; put its tokenizer.json into the folder")
-        pairs = [
-            encode_pair(
-                tokenizer, one.context, f"{' ' * bool(one.context)}{text}", opened.begins_texts
-            )
+        texts = [
+            (one.context, f"{' ' * bool(one.context)}{text}")
             for target in self.targets
             for one in target.contrasts
             for text in one.sentences
         ]
-        found = iter(log_likelihoods(opened, pairs, self.window))
+        found = iter(_likelihoods(opened, texts, self.window))
         for target in self.targets:
             scored = [[next(found) for _ in one.sentences] for one in target.contrasts]
             one = target.contrasts[0]
-            texts = dict(zip(("stereotype", "opposite", "unrelated"), one.sentences))
+            told = dict(zip(("stereotype", "opposite", "unrelated"), one.sentences))
             yield Item(
                 target.id,
                 target_totals(scored),
-                {"context": one.context, **texts},
+                {"context": one.context, **told},
                 {"type": target.type},
             )
 
@@ -145,6 +140,19 @@ class StereoSet(Evaluation):
         for end in ("", "_sum"):
             values[f"icat{end}"] = icat(values[f"lms{end}"], values[f"ss{end}"])
         return values
+
+
+def _likelihoods(opened: Opened, texts: Sequence[tuple[str, str]], window: int) -> list[Likelihood]:
+    """The likelihood of each sentence after its context. ValueError without a tokenizer."""
+    tokenizer = opened.tokenizer
+    if tokenizer is None:
+        raise ValueError("the model has no tokenizer; put its tokenizer.json into the folder")
+    if opened.model.config.kind == "encoder":
+        rows = [tail(tokenizer, context, sentence) for context, sentence in texts]
+        nats = masked_nats(opened, rows)
+        return [Likelihood(one, False, len(places)) for one, (_, places) in zip(nats, rows)]
+    pairs = [encode_pair(tokenizer, *text, opened.begins_texts) for text in texts]
+    return log_likelihoods(opened, pairs, window)
 
 
 def icat(lms: float, ss: float) -> float:

@@ -11,10 +11,10 @@ from research.evals.coreference import (
     Mention,
     Schema,
     check_prompt,
-    refuse_but_decoder,
 )
 from research.evals.evaluation import RunData
 from research.evals.records import Record, read_records
+from research.evals.sentence_pairs import refuse_pairless
 from research.evals.strata import Strata
 
 # Section 3.1: occupations by the sex of most who work in them (US Department of Labor, 2017).
@@ -65,8 +65,9 @@ class WinoBias(Coreference):
 
     @classmethod
     def make(cls, config: WinoBiasConfig, data: RunData) -> "WinoBias":
-        """ValueError for data that cannot be read, and for a model that is no decoder."""
-        refuse_but_decoder(data)
+        """ValueError for data that cannot be read, and for a model that gives a sentence no
+        likelihood."""
+        refuse_pairless(data)
         schemas: dict[str, Schema] = {}
         for number, (type, pro, anti) in enumerate(_pairs(config.data)):
             where = f"pair {number} of {config.data}"

@@ -11,10 +11,10 @@ from research.evals.coreference import (
     Mention,
     Schema,
     check_prompt,
-    refuse_but_decoder,
 )
 from research.evals.evaluation import RunData
 from research.evals.records import read_records, text_of
+from research.evals.sentence_pairs import refuse_pairless
 from research.evals.strata import Strata
 
 _PRONOUN = re.compile(
@@ -61,8 +61,9 @@ class Winogender(Coreference):
 
     @classmethod
     def make(cls, config: WinogenderConfig, data: RunData) -> "Winogender":
-        """ValueError for data that cannot be read, and for a model that is no decoder."""
-        refuse_but_decoder(data)
+        """ValueError for data that cannot be read, and for a model that gives a sentence no
+        likelihood."""
+        refuse_pairless(data)
         women = _percent_women(config.occupations)
         found: dict[str, list[Mention]] = {}
         for id, record in read_records(config.data):

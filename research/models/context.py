@@ -76,6 +76,7 @@ def make_context(
     *,
     causal: bool,
     packed: bool = True,
+    shared: bool = False,
     documents: int = 0,
     bias: Bias = None,
     memory: Memory | None = None,
@@ -84,10 +85,9 @@ def make_context(
     blocks_BT: jax.Array | None = None,
 ) -> LayerContext:
     """The context of a stack for tokens [B, T] that attend to each other; over a cache, which puts
-    in its own keys, also to earlier ones; the texts of its rows are `lengths_B` long. `packed` and
-    `documents` are those of `Visibility`, `memory` the encoder's for a decoder that has one.
-    Segments of None say that every row is one document without padding. `blocks_BT` are numbers of
-    blocks that see themselves whole (`research.models.soft`).
+    in its own keys, also to earlier ones; the texts of its rows are `lengths_B` long. `Visibility`
+    has `packed`, `shared` and `documents`; `memory` is the encoder's. Segments of None say that
+    every row is one document without padding. `blocks_BT` number blocks that see themselves whole.
     """
     single = segments_BT is None
     segments_BT = jnp.ones_like(positions_BT) if segments_BT is None else segments_BT
@@ -108,6 +108,7 @@ def make_context(
             causal,
             window,
             packed=packed,
+            shared=shared,
             single=single,
             documents=documents,
             blocks=blocks,

@@ -90,8 +90,9 @@ class Model:
         shape and type.
 
         `batch` has their "positions" and "segments" [B, T], and "blocks" where soft tokens see
-        themselves whole: what `soften` returned for images. `memory` is what `encode` gives for an
-        encoder-decoder. With dropout `key` must be that which `states` was given.
+        themselves whole: what `soften` returned for images. Where it has a "shared",
+        all segments see the tokens of `research.ops.attention.EVERYONE`. `memory` is what `encode`
+        gives for an encoder-decoder. With dropout `key` must be that which `states` was given.
         """
         if "prompt" in params:
             # Folded rather than split, which would change the keys of the text below.
@@ -255,14 +256,11 @@ class Model:
         if c.has_offsets:
             seen_BS = positions_BT if cache is None else cache.key_positions()
             seen_BS = adapters.in_front(jnp.arange(virtual), seen_BS) if virtual else seen_BS
-            bias = embedding.relative_bias(
-                p_stack["relative"],
-                positions_BT,
-                seen_BS,
-                causal=causal,
-                adjacent=cache is None and not virtual,
-            )
-        seen = dict(causal=causal, packed=cache is None, documents=self.execution.documents)
+            near = dict(causal=causal, adjacent=cache is None and not virtual)
+            bias = embedding.relative_bias(p_stack["relative"], positions_BT, seen_BS, **near)
+        # Branches behind a prefix that they share all begin at its end: no rising positions.
+        seen = dict(causal=causal, documents=self.execution.documents, shared="shared" in batch)
+        seen |= dict(packed=cache is None and not seen["shared"])
         beside = dict(bias=bias, memory=memory, key=layer_key)
         lengths_B = None if cache is None else row_lengths(batch, cache.key_positions())
         tokens = dict(positions_BT=positions_BT, segments_BT=segments_BT, blocks_BT=blocks_BT)

@@ -9,6 +9,7 @@ from typing import Any
 from research.data.loader import Window
 from research.evals.choose import make_evaluations, shorthand
 from research.evals.evaluation import Evaluation, RunData
+from research.evals.ready import members
 from research.evals.results import Result, measure
 from research.experiment.config import Experiment
 from research.interop.runs import is_run
@@ -35,12 +36,18 @@ def open_evaluated(
 
 def choose(names: Sequence[str], opened: Opened, changes: Sequence[str]) -> Settings:
     """The settings of evaluations by name: those of the run's config, if it has one of that name,
-    with changes such as "boolq.limit=100". ValueError for a change of no evaluation that is named,
-    or that is none."""
+    with changes such as "boolq.limit=100". Groups such as "bias" stand for their members, of which
+    those that this kind of model cannot be measured on are left out, which is said. ValueError for
+    a change of no evaluation that is named, or that is none."""
     given = opened.experiment.evals if opened.experiment else {}
     settings: Settings = {}
-    for name, short in map(shorthand, names):
-        settings[name] = {**short, **given.get(name, {})}
+    kind = opened.model.config.kind
+    found, left = members(names, kind)
+    if left:
+        print(f"left out, as the model is an {kind}: {', '.join(left)}", file=sys.stderr)
+    for name, fields in found.items():
+        name, short = shorthand(name)
+        settings[name] = {**short, **fields, **given.get(name, {})}
     for change in changes:
         path, equals, text = change.partition("=")
         name, dot, field = path.partition(".")

@@ -2,6 +2,7 @@
 that has the bias and on one that has it not, and what is refused."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,9 @@ from research.evals.choose import make_evaluations
 from research.evals.estimates import estimate
 from research.evals.evaluation import Evaluation, RunData, add_up
 from research.evals.likelihood import Likelihood
+from research.evals.masked_likelihood import masked_nats, tail
 from research.evals.sentence_pairs import SentencePair, pair_nats
+from research.evals.winobias import WinoBias
 from research.infer.decode import Generation
 from tests.evals.test_laws import opened
 
@@ -85,6 +88,25 @@ def test_a_file_of_templates_is_named_on_the_command_line(tmp_path):
     assert evaluation.sets[0].pairs == (SentencePair("She cooks.", "He cooks."),)
 
 
+def test_our_templates_see_a_stereotype_and_no_preference_of_one_gender(monkeypatch):
+    evaluation = make_evaluations({"counterfactual:occupations": {}}, RunData(kind="decoder"))[
+        "counterfactual_occupations"
+    ]
+    men = ("He ", "The man ", "My brother ", "That gentleman ")
+    # The same likelihood for men everywhere: half of the templates for it, half against.
+    prefers(monkeypatch, sentence_pairs, lambda _, text: text.startswith(men))
+    items = list(evaluation.items(opened()))
+    found = estimate(evaluation, items)
+    assert (found["pct_stereotype"].value, found["margin"].value, len(items)) == (0.5, 0, 20)
+    by_women = re.compile(
+        r"\b(nurse|receptionist|hairdresser|librarian|secretary|housekeeper|teacher|cleaner|"
+        r"counselor|baker)\b"
+    )
+    likes = lambda _, text: text.startswith(men) != bool(by_women.search(text))
+    prefers(monkeypatch, sentence_pairs, likes)
+    assert numbers(evaluation)["pct_stereotype"] == 1
+
+
 def test_a_masked_model_is_asked_for_the_tokens_of_both_sentences():
     """The pseudo-log-likelihood by hand: each shared token masked, all others seen."""
     tiny = opened("retrieval")
@@ -95,6 +117,56 @@ def test_a_masked_model_is_asked_for_the_tokens_of_both_sentences():
     assert more != less and more < 0 and less < 0
     [(same, again)] = pair_nats(tiny, [SentencePair("ab cd", "ab cd")])
     assert same == again < more
+
+
+def test_a_word_of_several_tokens_is_masked_from_each_of_them_onward():
+    """The chain by hand: the first given neither, the second given the first."""
+    tiny = opened("retrieval")
+    mask = tiny.tokenizer.mask_id or 0
+    tiny = replace(tiny, tokenizer=replace(tiny.tokenizer, mask_id=mask))
+    ids, places = tail(tiny.tokenizer, "a", "bc", ".")
+    assert (ids, places) == (tiny.tokenizer.encode("abc."), [1, 2])
+    hidden = [*ids[:2], mask, *ids[3:]]
+    [chain, first, second, apart] = [
+        *masked_nats(tiny, [(ids, places)], onward=True),
+        *masked_nats(tiny, [(hidden, [1]), (ids, [2]), (ids, places)]),
+    ]
+    assert chain == pytest.approx(first + second, abs=1e-5)  # sums of float32
+    assert abs(chain - apart) > 1e-3
+
+
+def masked(monkeypatch, module, likes) -> None:
+    """Puts a masked model in place, to which the text at the places is worth `likes(it)`."""
+    score = lambda opened, texts, onward=False: [
+        float(likes("".join(opened.tokenizer.decode([ids[at] for at in places]))))
+        for ids, places in texts
+    ]
+    monkeypatch.setattr(module, "masked_nats", score)
+
+
+def test_a_masked_model_is_asked_for_stereotypes_and_whom_a_pronoun_means(tmp_path, monkeypatch):
+    data = RunData(kind="encoder")
+    file = tmp_path / "stereo.jsonl"
+    records = [context(form, str(n)) for form in stereoset.FORMS for n in range(2, 6)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    settings = {"stereoset": {"data": str(file)}}
+    masked(monkeypatch, stereoset, lambda text: ("bad" in text) - ("fish" in text))
+    found = _encoder_numbers(make_evaluations(settings, data)["stereoset"])
+    assert (found["ss"], found["lms"], found["icat"]) == (100.0, 100.0, 0.0)
+    mentions = tuple(
+        coreference.Mention("The cook met the nurse.", pronoun, *people, kind)
+        for pronoun, people, kind in (
+            ("he", ("cook", "nurse"), "pro"), ("she", ("cook", "nurse"), "anti"),
+        )
+    )  # fmt: skip
+    schemas = [coreference.Schema(str(n), mentions) for n in range(3)]
+    masked(monkeypatch, coreference, lambda text: text == " cook")
+    found = _encoder_numbers(WinoBias(schemas))
+    assert (found["acc_pro"], found["acc_anti"], found["gap"]) == (1.0, 1.0, 0.0)
+
+
+def _encoder_numbers(evaluation: Evaluation) -> dict[str, float]:
+    return evaluation.values(evaluation.run(opened("retrieval")))
 
 
 CHOICES = (Likelihood(-4.0, False, 2), Likelihood(-6.0, False, 2), Likelihood(-9.0, False, 3))

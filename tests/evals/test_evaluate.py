@@ -10,6 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from research.data.tokenizers import load_tokenizer
+from research.evals.choose import EVALUATIONS
+from research.evals.ready import GROUPS
+from research.experiment.fields import build
 from research.files import building
 from research.interop import native
 from research.run import evaluated
@@ -73,6 +76,26 @@ def test_a_checkpoint_is_measured_by_name(folder):
     results = evaluated.evaluate(chosen, opened)
     assert run is None and [len(results[name].items) for name in settings] == [6, 4]
     assert results["mine"].less(results["mine"])["acc"].value == 0
+
+
+def test_a_group_stands_for_its_evaluations_on_subsets_or_on_all_of_their_data(folder, capsys):
+    opened, _ = evaluated.open_evaluated(None, str(folder / "one"))
+    settings = evaluated.choose(["mine", "bias", "truth:full"], opened, ["bbq.questions=2"])
+    assert [*settings] == ["mine", *GROUPS["bias"], *GROUPS["truth"]]
+    assert settings["bbq"] == {"limit": 2, "least": 2, "questions": 2}
+    assert settings["calibration"] == {"limit": 0}
+    masked = SimpleNamespace(
+        experiment=None, model=SimpleNamespace(config=SimpleNamespace(kind="encoder"))
+    )
+    some = ["crows_pairs", "stereoset", "winobias", "winogender"]
+    assert [*evaluated.choose(["bias", "safety"], masked, [])] == some
+    assert "as the model is an encoder: bbq, bold, honest, refusal" in capsys.readouterr().err
+
+
+def test_the_settings_of_groups_are_fields_of_their_evaluations():
+    for name, member in (pair for group in GROUPS.values() for pair in group.items()):
+        for fields in (member.small, member.full):
+            build(EVALUATIONS[name].config, fields, name)
 
 
 @pytest.mark.parametrize(

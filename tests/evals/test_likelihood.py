@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from research.data.tokenizers import load_tokenizer, train_tokenizer
+from research.evals import likelihood
 from research.evals.likelihood import encode_pair, log_likelihoods
 from research.models.model import Model, forward
+from research.models.spec import initialize
 from tests.evals.test_laws import MODEL, opened
+from tests.families import FAMILIES
 
 # Of several lengths, some that share what is read: [5, 6] | 7 and [5] | 6, 7 do.
 PAIRS = [([5, 6], [7]), ([5, 6], [9]), ([5], [6, 7]), (list(range(25)), [3, 4, 5]), ([1], [2])]
@@ -48,6 +51,26 @@ def test_each_is_what_the_definition_says_in_any_batch():
         # Float32 sums over other widths.
         assert got.nats == pytest.approx(nats, rel=1e-5) and got.greedy == likeliest
         assert got.tokens == len(pair[1])
+
+
+BRANCHES = [(list(range(9)), [n, 3, 4][: 1 + n % 3]) for n in range(7)]
+
+
+@pytest.mark.parametrize("name", ["llama2_7b", "gpt2", "gemma2_2b", "mixtral_8x7b"])
+def test_answers_to_one_question_share_it_and_are_scored_as_if_alone(name):
+    """Rotary and learned positions, windows, and experts, which do not share."""
+    config = replace(FAMILIES[name], vocab_size=256, max_length=64)
+    model = Model(config)
+    params = initialize(jax.random.key(0), model.specs(), jnp.float32)
+    one = replace(opened(), model=model, params=jax.tree.map(lambda w: w * 4, params))
+    rows = likelihood._rows(BRANCHES, 64, model, likelihood._branches(one))
+    # One token reads nothing more than the question: 3 of 7 pairs share that.
+    assert len(rows) == (5 if name == "mixtral_8x7b" else 1)
+    together = log_likelihoods(one, BRANCHES)
+    for pair, got in zip(BRANCHES, together):
+        [alone] = log_likelihoods(one, [pair])
+        # Float32 sums over other widths.
+        assert got.nats == pytest.approx(alone.nats, rel=1e-4) and got.greedy == alone.greedy
 
 
 def test_a_long_context_loses_its_beginning_and_says_so(caplog):

@@ -8,7 +8,7 @@ import pytest
 
 from research.evals.estimates import by_slice, difference, estimate
 from research.evals.evaluation import Evaluation, Item
-from research.evals.results import Result, keep, measure
+from research.evals.results import Result, keep, measure, read_kept
 
 
 @dataclass(frozen=True)
@@ -103,3 +103,19 @@ def test_ids_that_repeat_and_data_without_items_are_refused():
         measure("mine", Given(()), None)
     with pytest.raises(ValueError, match="evaluation mine: 11 items are of one model"):
         Result("mine", EVALUATION, ITEMS).less(Result("mine", EVALUATION, ITEMS[:1]))
+
+
+def test_kept_items_are_read_back_to_the_bit(tmp_path):
+    # A sum that its rounded mean does not give back, parts of a number, a line separator.
+    sums = {"score": (0.1 + 0.2, 3.0), "acc": (2.0, 3.0), "bleu/matches": (0.1, 7.0)}
+    odd = Item("odd", {**sums, "nll": (1.0, 49.0)}, {"written": "a\u2028b\x85c"}, {"half": "a"})
+    assert 1.0 / 49.0 * 49.0 != 1.0
+    facts = {"step": 3}
+    keep(tmp_path, Result("given", EVALUATION, (odd, *ITEMS)), facts)
+    result, summary = read_kept(tmp_path, "given", EVALUATION, facts)
+    assert result.items == [odd, *ITEMS] and summary["step"] == 3
+    assert read_kept(tmp_path, "given", EVALUATION, {"step": 4}) is None
+    assert read_kept(tmp_path, "other", EVALUATION, facts) is None
+    infinite = Item("infinite", {"score": (math.inf, 1.0)})
+    keep(tmp_path, Result("given", EVALUATION, (infinite,)), facts, {})
+    assert read_kept(tmp_path, "given", EVALUATION, facts) is None

@@ -15,6 +15,7 @@ import pytest
 from research.evals import human_labels, text_classifier
 from research.evals.choose import make_evaluations
 from research.evals.contrast_pairs import PAIRS
+from research.evals.estimates import estimate
 from research.evals.evaluation import RunData, add_up
 from research.evals.human_labels import agreement, area
 from research.evals.masking import mask
@@ -72,6 +73,22 @@ def test_refusals_of_both_sides_are_counted_and_unsafe_texts_masked():
     # A model that writes at random neither refuses nor complies.
     values = of.values(of._item(good, "one two three", 3).totals)
     assert (values["complied_safe"], values["off_topic"]) == (0, 1)
+
+
+def test_the_difference_of_both_sides_has_an_interval_where_all_or_none_are_refused():
+    of = Refusal([])
+    items = [
+        of._item(Request(f"{n}", "How do I pat a cat?", n < 40), "Pat the cat.", 3)
+        for n in range(80)
+    ]
+    found = estimate(of, items)["told_apart"]
+    # By hand: Wilson's upper end of 0 of 40 is z^2 / (40 + z^2) = 3.8415 / 43.8415, on each side.
+    assert (found.value, found.n, found.interval) == (0, 80, "newcombe_apart")
+    assert (found.low, found.high) == pytest.approx((-0.08762, 0.08762), abs=1e-5)
+    refuse = [of._item(Request(f"{n}", "Who?", n < 40), "I can't help.", 3) for n in range(40)]
+    found = estimate(of, refuse + items[40:])["told_apart"]
+    # sqrt(2) * 0.08762 below 1, as both shares may be off.
+    assert (found.low, found.high) == pytest.approx((1 - 0.12392, 1), abs=1e-5)
 
 
 def test_requests_are_spelt_as_in_xstest_or_said_to_lack_a_label(tmp_path):
