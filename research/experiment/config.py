@@ -184,7 +184,8 @@ def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
 
 def _refuse_misfits(name: str, model: Any) -> None:
     """ValueError for a model of a kind that the objective does not train, or without its head."""
-    objective, kind, labels = objective_class(name), model.kind, model.labels
+    objective, labels = objective_class(name), model.labels
+    kind = f"{model.kind} of sound" if model.mels else model.kind
     if kind != objective.model_kind:
         raise ValueError(
             f"objective {name} is for a model of kind {objective.model_kind!r}, "
