@@ -63,10 +63,15 @@ def test_a_cache_writes_the_references_continuation(loaded):
     memory = jax.jit(Model.encode, static_argnums=0)(model, params, {"mel": sound()})
     cache, written = model.make_cache(2, 20, 2), []
     ids, first = golden()["decoder_ids"][:, :2], 0
+
+    @jax.jit
+    def step(params, batch, cache, memory):
+        hidden_BTD, cache = model.decode(params, batch, cache, memory)
+        return jnp.argmax(model.logits(params, hidden_BTD)[:, -1], axis=-1), cache
+
     while len(written) < 6:
         batch = {**text(ids, first), "lengths": np.full(2, first + ids.shape[1], np.int32)}
-        hidden_BTD, cache = model.decode(params, batch, cache, memory)
-        best_B = jnp.argmax(model.logits(params, hidden_BTD)[:, -1], axis=-1)
+        best_B, cache = step(params, batch, cache, memory)
         first, ids = first + ids.shape[1], np.asarray(best_B, np.int32)[:, None]
         written.append(ids)
     np.testing.assert_array_equal(np.concatenate(written, axis=1), golden()["greedy"])

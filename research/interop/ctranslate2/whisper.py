@@ -143,8 +143,7 @@ def _theirs(array: str) -> list[str]:
         return [f"model.{side}.{_ENDS[rest]}"]
     layer, _, within = rest.partition("/")
     start = f"model.{side}.layers.{layer.removeprefix('layer_')}"
-    block, *middle, kind = within.split("/")
-    which = middle[0] if len(middle) == 1 else ""
+    block, which, kind = [*within.split("/"), "", ""][:3]
     kind = _FIELDS.get(kind, kind)
     if block == "ffn" and which:
         name = {"linear_0": "fc1", "linear_1": "fc2", "layer_norm": "final_layer_norm"}[which]
