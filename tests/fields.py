@@ -155,6 +155,8 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.value_size": (LATENT, 2),
     "model.token_types": (MASKED, 2),
     "model.decoder_start": (PAIRS, "end"),
+    "model.mels": (PAIRS, 8),  # refused: no objective has sounds for an encoder-decoder
+    "model.frames": (PAIRS, 24),
     "model.tied": ({}, True),
     "model.head_scale": ({}, 0.5),
     "model.logit_softcap": ({}, 5.0),
@@ -330,6 +332,8 @@ CASES["objective.policy.max_tokens"] = (POLICY | {"objective.average": "constant
 REFUSED = {
     "model.kind": "for a model of kind 'encoder'",
     "model.pooler": "set model.pooler=True",
+    "model.mels": "this one is 'encoder_decoder of sound'",
+    "model.frames": "set model.mels",
     "model.labels_over": "model.labels_over='tokens' under objective classification",
     "execution.attention": "set config.execution.attention",  # a GPU's, on a CPU
     "execution.experts": "set config.execution.experts",  # a GPU's, on a CPU

@@ -184,7 +184,8 @@ def _unused(experts: int, objective: str) -> list[tuple[str, str, Any, str]]:
 
 def _refuse_misfits(name: str, model: Any) -> None:
     """ValueError for a model of a kind that the objective does not train, or without its head."""
-    objective, kind, labels = objective_class(name), model.kind, model.labels
+    objective, labels = objective_class(name), model.labels
+    kind = f"{model.kind} of sound" if model.mels > 0 else model.kind
     if kind != objective.model_kind:
         raise ValueError(
             f"objective {name} is for a model of kind {objective.model_kind!r}, "
@@ -231,8 +232,8 @@ def make_experiment(values: Mapping[str, Any]) -> Experiment:
     sections = {}
     flat = flat_defaults() | values.get("objective", {})
     settings = own_settings(flat)
-    plain = {name: getattr(ModelConfig, name) for name in ("kind", "labels", "labels_over")}
-    model = SimpleNamespace(**{**plain, **values.get("model", {})})
+    plain = {n: getattr(ModelConfig, n) for n in ("kind", "labels", "labels_over", "mels")}
+    model = SimpleNamespace(**plain | values.get("model", {}))
     # Before the sections are built, because a model of the wrong kind explains more than the fields
     # that it lacks for the objective.
     _refuse_misfits(flat["name"], model)

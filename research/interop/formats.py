@@ -95,6 +95,12 @@ def _gguf_file(path: Path) -> Path | None:
     return files[0] if files and one_model(file.name for file in files) else None
 
 
+def _open_ctranslate2(path: Path, open_other: Open) -> Checkpoint:
+    from research.interop.ctranslate2.whisper import open_ctranslate2
+
+    return open_ctranslate2(path)
+
+
 def _open_gguf(path: Path, open_other: Open) -> Checkpoint:
     from research.interop.gguf.model import open_gguf_model  # imports tokenizers, which takes time
 
@@ -168,6 +174,12 @@ FORMATS = {
         FLOATS,
     ),
     "run": Format("the workdir of a run", runs.is_run, runs.run_as_checkpoint),
+    # As the workdir of a run, its folder has a config.json.
+    "ctranslate2": Format(
+        "a folder of CTranslate2's Whisper",
+        lambda path: (path / "model.bin").is_file() and (path / "config.json").is_file(),
+        _open_ctranslate2,
+    ),
     "hf": Format(
         "a folder with config.json and model.safetensors",
         lambda path: (path / "config.json").is_file(),

@@ -26,6 +26,7 @@ from research.models.config_checks import (
     ROTARY,
     SCALED,
     SILU_GATE,
+    SOUND,
     TWO_STACKS,
     WINDOWED,
     WITH_GLOBAL,
@@ -117,7 +118,8 @@ class Body(Latent, Routing):
     gate_slope: float = setting(1.0, SILU_GATE, positive=True)
     gate_limit: float = setting(0.0, GATED)
     up_offset: float = setting(0.0, GATED)
-    attention_bias: str = choice("none", "qkv", "all")
+    # "no_key" is all but that of the keys, which moves no share of attention (Whisper).
+    attention_bias: str = choice("none", "qkv", "all", "no_key")
     mlp_bias: bool = False  # of the feed-forward matrices, those of experts included
     attention_scale: float = 0.0  # multiplies the scores; 0: head_size ** -0.5
     attention_softcap: float = 0.0  # scores s become c tanh(s / c) (arXiv:2408.00118); 0: stay
@@ -137,6 +139,10 @@ class Body(Latent, Routing):
     tied: bool = False  # the head is the embedding table
     head_scale: float = setting(1.0, positive=True)  # multiplies the final states before the head
     logit_softcap: float = 0.0  # logits z become c tanh(z / c) (arXiv:2408.00118); 0: stay
+    # The encoder reads sound, not text: log-mel frames of so many bands, through two convolutions
+    # (`research.models.sound`); 0: text. `frames` of them are a window, a hundred a second.
+    mels: int = setting(0, TWO_STACKS)
+    frames: int = setting(3000, SOUND, positive=True)
     # What makes soft tokens of images (`research.models.soft`); without layers there is none.
     image: ImageConfig = setting(ImageConfig(), ONE_STACK)
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from research.models.kinds import KINDS, spell
-from research.models.part_checks import check_latent, check_routing
+from research.models.part_checks import check_latent, check_routing, check_sound
 from research.ops.rope_scaling import unused as unused_scaling
 
 
@@ -39,6 +39,7 @@ NOT_RELATIVE = Use(
 LEARNED = Use(lambda c: c.position == "learned", "model.position='learned'")
 ONE_STACK = Use(lambda c: c.kind != "encoder_decoder", "model.kind='decoder'")
 TWO_STACKS = Use(lambda c: c.kind == "encoder_decoder", "model.kind='encoder_decoder'")
+SOUND = Use(lambda c: c.mels > 0, "model.mels")
 WITHOUT_TYPES = Use(
     lambda c: not c.token_types, "model.token_types=0, whose models have that norm too"
 )
@@ -186,6 +187,8 @@ def _check_combinations(c: Any) -> None:
             f"model.encoder_layers={c.encoder_layers} does not fit model.kind={c.kind!r}; "
             "encoder-decoders have one or more, other models 0; set one of the two"
         )
+    if c.mels:
+        check_sound(c)
     if c.experts:
         check_routing(c)
     if c.kv_latent:

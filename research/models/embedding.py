@@ -1,6 +1,7 @@
 """Embeddings of tokens, positions and token types."""
 
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,11 @@ def of_encoder(p: Tree) -> Tree:
     their plain names."""
     own = {name.removeprefix("encoder_"): w for name, w in p.items() if name.startswith("encoder_")}
     return {**p, **own}
+
+
+def encoder_text(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The fields of the text that an encoder-decoder's encoder reads, under their plain names."""
+    return {name: batch[f"encoder_{name}"] for name in ("inputs", "segments", "positions")}
 
 
 @scope("embed")

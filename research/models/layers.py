@@ -71,10 +71,11 @@ def attention_specs(c: ModelConfig, start: Initial) -> Tree:
     }
     if c.attention_bias != "none":
         specs["query_bias"] = Spec((N, H), ("heads", "head"), zeros)
-        specs["key_bias"] = Spec((K, H), ("kv_heads", "head"), zeros)
+        if c.attention_bias != "no_key":
+            specs["key_bias"] = Spec((K, H), ("kv_heads", "head"), zeros)
         specs["value_bias"] = Spec((K, H), ("kv_heads", "head"), zeros)
     # "qkv" (Qwen 2) has no bias on the output projection.
-    if c.attention_bias == "all":
+    if c.attention_bias in ("all", "no_key"):
         specs["out_bias"] = Spec((D,), ("vector",), zeros)
     if c.query_norm:
         for name, heads, axis in (("query", N, "heads"), ("key", K, "kv_heads")):
@@ -118,7 +119,9 @@ def keys_values(
     k_BSKH = einsum("BSD,DKH->BSKH", x_BSD, p["key"])
     v_BSKH = einsum("BSD,DKH->BSKH", x_BSD, p["value"])
     if "key_bias" in p:
-        k_BSKH, v_BSKH = add_bias(k_BSKH, p["key_bias"]), add_bias(v_BSKH, p["value_bias"])
+        k_BSKH = add_bias(k_BSKH, p["key_bias"])
+    if "value_bias" in p:
+        v_BSKH = add_bias(v_BSKH, p["value_bias"])
     if c.query_norm:
         k_BSKH = _head_norm(p["key_norm"], k_BSKH, c)
     return (k_BSKH if rotation is None else rotate(k_BSKH, *rotation)), v_BSKH

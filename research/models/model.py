@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.models import adapters, embedding, heads, layers, media, pipeline
+from research.models import adapters, embedding, heads, layers, media, pipeline, sound
 from research.models.block import block
 from research.models.cache import StackedCache, make_cache
 from research.models.config import Execution, LayerLosses, ModelConfig, dense_config
@@ -152,22 +152,23 @@ class Model:
 
     @scope("encoder")
     def encode(self, params: Tree, batch: Batch, key: jax.Array | None = None) -> Memory:
-        """What a decoder reads of the encoder's text: (keys and values [L, B, S, K, H] for the
-        cross-attention of its L layers, the text's fields). The text is the batch's
-        "encoder_inputs", "encoder_segments" and "encoder_positions" [B, S]."""
-        inputs = {name: batch[f"encoder_{name}"] for name in ("inputs", "segments", "positions")}
-        p_encoder = params["encoder"]
-        virtual = adapters.virtual_tokens(p_encoder)
-        embedding.check_positions(self.config, virtual, inputs["inputs"].shape[1])
-        p_embed = {"embed": embedding.of_encoder(params["embed"])}
-        states_BSD = self._embed(p_embed, virtual, inputs, key)
+        """What a decoder reads: (keys and values [L, B, S, K, H] for the cross-attention of its L
+        layers, fields of their text). The text is the batch's "encoder_inputs", "_segments" and
+        "_positions" [B, S], or its sound "mel" [B, F, mels], with S = F / 2."""
+        p_encoder, c = params["encoder"], self.config
+        if c.mels:
+            states_BSD, inputs = sound.states(p_encoder, batch, c, self.precision, key)
+        else:
+            inputs = embedding.encoder_text(batch)
+            virtual = adapters.virtual_tokens(p_encoder)
+            embedding.check_positions(c, virtual, inputs["inputs"].shape[1])
+            p_embed = {"embed": embedding.of_encoder(params["embed"])}
+            states_BSD = self._embed(p_embed, virtual, inputs, key)
         hidden_BSD, _, _ = self._run(p_encoder, states_BSD, inputs, False, None, None, key)
         # Once here and not in every layer's cross-attention: decoding reads them for every token.
-        keys_values = each(
-            lambda p: layers.keys_values(p["cross"], hidden_BSD, self.config, None),
-            params["layers"],
-        )
-        return keys_values, inputs
+        return each(
+            lambda p: layers.keys_values(p["cross"], hidden_BSD, c, None), params["layers"]
+        ), inputs
 
     def decode(
         self, params: Tree, batch: Batch, cache: KVCache, memory: Memory | None = None
@@ -288,8 +289,7 @@ class Model:
         apart = isinstance(p_stack["layers"], tuple)
         execution = replace(self.execution, unroll=0) if apart else self.execution
         dense, p_dense = dense_config(self.config), p_stack["dense"]["layers"]
-        x_BTD, cache, _ = pipeline.run(p_dense, x_BTD, dense, execution, context, cache)
-        return x_BTD, cache
+        return pipeline.run(p_dense, x_BTD, dense, execution, context, cache)[:2]
 
 
 def forward(model: Model, params: Tree, batch: Batch, key: jax.Array | None = None) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from research.models import embedding, heads, layers, projector, vit
+from research.models import embedding, heads, layers, projector, sound, vit
 from research.models.block import layer_specs
 from research.models.config import ModelConfig, dense_config
 from research.models.initial import initial
@@ -28,6 +28,8 @@ def parameter_specs(c: ModelConfig) -> Tree:
         specs["dense"] = {"layers": dense_specs}
     if two:
         specs["encoder"] = {"layers": layer_specs(c, start, c.encoder_layers, cross=False)}
+    if c.mels:
+        specs["encoder"]["sound"] = sound.sound_specs(c)
     # The decoder's stack lies at the root of the tree, the encoder's below "encoder".
     for stack in (specs, *([specs["encoder"]] if two else [])):
         if c.has_offsets:

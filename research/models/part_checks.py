@@ -71,8 +71,24 @@ def check_latent(c: Any) -> None:
         )
     if c.attention_sinks:
         raise ValueError("model.kv_latent has no heads with sinks; set model.attention_sinks=False")
-    if c.query_norm or c.attention_bias == "qkv":
+    if c.query_norm or c.attention_bias in ("qkv", "no_key"):
         raise ValueError(
             "model.kv_latent has norms of its own, and biases of the latents and the output; set "
             "model.query_norm=False and model.attention_bias='none' or 'all'"
+        )
+
+
+def check_sound(c: Any) -> None:
+    """ValueError for an encoder of sound with what only one of texts has."""
+    # The second convolution makes one state of two frames.
+    if c.frames % 2:
+        raise ValueError(f"model.frames={c.frames} must be even")
+    if c.d_model < 4 or c.d_model % 2:
+        raise ValueError(
+            f"model.d_model={c.d_model} must be even, and 4 or more, for the sinusoids of sound"
+        )
+    if c.position not in ("learned", "sinusoidal") or c.encoder_positions or c.embedding_norm:
+        raise ValueError(
+            "model.mels has sinusoids in its encoder; set model.position='learned' or "
+            "'sinusoidal', model.encoder_positions=False and model.embedding_norm=False"
         )

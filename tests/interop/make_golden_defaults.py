@@ -13,7 +13,8 @@ KINDS = (
     "llama mistral mixtral qwen2 qwen3 gemma gemma2 gemma3_text gpt2 "
     "qwen2_moe qwen3_moe olmoe ministral ministral3 phi3 olmo2 olmo3 smollm3 granite gpt_neox opt "
     "gpt_oss phimoe deepseek_v2 deepseek_v3 "
-    "bert roberta mpnet xlm-roberta distilbert electra modernbert t5 mt5 marian bart mbart pegasus"
+    "bert roberta mpnet xlm-roberta distilbert electra modernbert t5 mt5 marian bart mbart pegasus "
+    "whisper"
 ).split()
 
 

@@ -19,6 +19,7 @@ from research.interop.huggingface.families.table import describe as describe_fam
 from research.interop.load import load, open_checkpoint
 from research.models.kinds import layer_windows
 from research.models.model import forward
+from research.models.presets import PRESETS
 from research.weights import rules
 from tests.families import FAMILIES, random_batch
 from tests.interop.memory import in_memory, random_params
@@ -49,6 +50,11 @@ MODELS = {
         FAMILIES["modernbert_base"], mlm_head=False, labels=2, labels_over="spans"
     ),
     "mbart": replace(FAMILIES["bart_base"], norm_after=False, decoder_start="pad"),
+    "whisper": replace(
+        PRESETS["whisper_tiny"],
+        **dict(vocab_size=96, layers=2, encoder_layers=2, d_model=32, heads=4, kv_heads=4),
+        **dict(head_size=8, d_ff=64, max_length=32, mels=8, frames=24),
+    ),
     "t5_gated": replace(
         FAMILIES["t5_small"], gated=True, activation="gelu_tanh", tied=False, head_scale=1.0
     ),

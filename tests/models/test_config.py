@@ -79,7 +79,7 @@ OTHER = {
     "gate_slope": [1.7],
     "gate_limit": [2.0],
     "up_offset": [1.0],
-    "attention_bias": ["none", "qkv", "all"],
+    "attention_bias": ["none", "qkv", "all", "no_key"],
     "mlp_bias": [True, False],
     "attention_scale": [0.3],
     "attention_softcap": [3.0],
@@ -116,6 +116,8 @@ ELSEWHERE = {"max_length", "decoder_start"}
 # These mean something beside others alone, with which tests/fields.py has them.
 ELSEWHERE |= {"kv_latent", "query_latent", "value_size", "dense_layers", "dense_d_ff"}
 ELSEWHERE |= {"groups_per_token", "shared_gate", "router_jitter", "labels_over", "image"}
+# A batch for these has sounds: tests/interop/test_whisper.py.
+ELSEWHERE |= {"mels", "frames"}
 
 
 @cache

@@ -85,6 +85,14 @@ EXACT = {
     "mt5_small": 300_176_768,
     "mt5_base": 582_401_280,
     "mt5_large": 1_229_581_312,
+    # Without the sinusoids, which transformers' class counts.
+    "whisper_tiny": 37_760_640 - 1500 * 384,
+    "whisper_tiny.en": 37_760_256 - 1500 * 384,
+    "whisper_base": 72_593_920 - 1500 * 512,
+    "whisper_small": 241_734_912 - 1500 * 768,
+    "whisper_medium": 763_857_920 - 1500 * 1024,
+    "whisper_large_v3": 1_543_490_560 - 1500 * 1280,
+    "whisper_large_v3_turbo": 808_878_080 - 1500 * 1280,
     # With the masked-LM head.
     "roberta_base": 124_697_433,
     "roberta_large": 355_412_057,

@@ -156,6 +156,10 @@ def architecture_of(c: ModelConfig) -> Architecture:
         raise ValueError(
             f"a GGUF file of ours has no place for model.labels={c.labels}; use --to=hf"
         )
+    if c.attention_bias == "no_key":
+        raise ValueError(
+            f"llama.cpp has no architecture for this {c.kind} without biases of keys; use --to=hf"
+        )
     for row in ARCHITECTURES.values():
         if row.name_of(c) is not None:
             return row

@@ -16,7 +16,8 @@ those of the next.
 Letters are those of the whole repository, and for tables P learned positions, Y token types, U
 buckets of distance, C classes, M the output width of a square layer, f the width of a shared expert
 and d that of first layers without experts; p is the two halves of a rotary pair and h its H/2; q,
-c, r, u and v are those of latent attention, small (`research.models.latent`); digits are sizes.
+c, r, u and v are those of latent attention, small (`research.models.latent`); m bands of sound;
+digits are sizes.
 Those of an encoder of images begin with i: id its width, in and ih its heads and their size, if its
 feed-forward, ip and iq a side of a patch, it its positions, ie what the projector reads. A letter
 with "~" has its last r elements as rotary pairs side by side, where ours begins with them,
@@ -99,6 +100,7 @@ def letter_sizes(c: ModelConfig) -> dict[str, int]:
         "r": c.rotary_size,
         "u": c.head_size - c.rotary_size,
         "v": c.value_size or c.head_size,
+        "m": c.mels,
         **(_image_sizes(c.image) if c.image.layers else {}),
     }
 

@@ -1,4 +1,4 @@
-"""Encoder-decoders: the transformer of 2017, T5, mT5, BART and Pegasus."""
+"""Encoder-decoders: the transformer of 2017, T5, mT5, BART, Pegasus and Whisper."""
 
 from dataclasses import replace
 
@@ -93,6 +93,33 @@ def _bart(layers: int, d_model: int, heads: int, **changes) -> ModelConfig:
     return replace(_transformer(d_model, heads, 4 * d_model, 0.1), **{**fields, **changes})
 
 
+def _whisper(layers: int, d_model: int, **changes) -> ModelConfig:
+    """Whisper (arXiv:2212.04356, table 1): log-mel frames of 30 s behind two convolutions, texts of
+    up to 448 tokens; the multilingual vocabulary."""
+    c = ModelConfig(
+        kind="encoder_decoder",
+        vocab_size=51865,
+        layers=layers,
+        encoder_layers=layers,
+        d_model=d_model,
+        heads=d_model // 64,
+        kv_heads=d_model // 64,
+        head_size=64,
+        d_ff=4 * d_model,
+        max_length=448,
+        position="learned",
+        norm="layer",
+        activation="gelu",
+        gated=False,
+        attention_bias="no_key",
+        mlp_bias=True,
+        tied=True,
+        mels=80,
+        init="plain",
+    )
+    return replace(c, **changes)
+
+
 PRESETS: dict[str, ModelConfig] = {
     "transformer_base": _transformer(512, 8, 2048, 0.1),
     "transformer_big": _transformer(1024, 16, 4096, 0.3),
@@ -113,4 +140,12 @@ PRESETS: dict[str, ModelConfig] = {
         encoder_positions=False, embedding_norm=False, norm_after=False, embedding_scale=32.0,
         activation="relu", decoder_start="pad",
     ),
+    "whisper_tiny": _whisper(4, 384),
+    "whisper_tiny.en": _whisper(4, 384, vocab_size=51864),
+    "whisper_base": _whisper(6, 512),
+    "whisper_small": _whisper(12, 768),
+    "whisper_medium": _whisper(24, 1024),
+    "whisper_large_v2": _whisper(32, 1280),
+    "whisper_large_v3": _whisper(32, 1280, vocab_size=51866, mels=128),
+    "whisper_large_v3_turbo": _whisper(4, 1280, vocab_size=51866, mels=128, encoder_layers=32),
 }  # fmt: skip

@@ -33,6 +33,7 @@ from research.interop.huggingface.families import (
     smollm3,
     smolvlm,
     t5,
+    whisper,
 )
 from research.interop.storage.family import Family
 from research.models.config import ModelConfig, Shape
@@ -68,6 +69,7 @@ FAMILIES = {
     "t5": t5.FAMILY,
     "marian": marian.FAMILY,
     "bart": bart.FAMILY,
+    "whisper": whisper.FAMILY,
     "clip": clip.FAMILY,
     "llava": llava.FAMILY,
     "paligemma": paligemma.FAMILY,

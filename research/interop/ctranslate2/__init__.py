@@ -1,0 +1,1 @@
+"""Reads models of CTranslate2, the engine of faster-whisper."""
