@@ -43,7 +43,7 @@ def check_mel(c: ModelConfig, batch: Mapping[str, jax.Array]) -> None:
     if "mel" not in batch:
         raise ValueError(
             f"the model's encoder reads sound (model.mels={c.mels}) and the batch has none; give "
-            f"{wanted}, or the file to python -m research.transcribe"
+            f"{wanted}, as of `research.data.media.mel`"
         )
     shape = batch["mel"].shape
     if tuple(shape[1:]) != (c.frames, c.mels):
