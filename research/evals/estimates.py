@@ -133,8 +133,8 @@ def _of_shares(
         sides.append(found)
     if not sides or sides[0].keys() & sides[1].keys():
         return None
-    counted = [number for side in sides for number in (_hits(side), len(side))]
-    return newcombe_apart(*counted)
+    first, second = sides
+    return newcombe_apart(_hits(first), len(first), _hits(second), len(second))
 
 
 def _hits(side: Mapping[str, tuple[float, float]]) -> float:
