@@ -233,7 +233,7 @@ def data(e: Experiment, folder: Path, monkeypatch) -> object:
         "_record": lambda *_: None,
     }.items():
         monkeypatch.setattr(session, name, fake)
-    fake = SimpleNamespace(objective=objective_of(e), batch_size=1, experiment=e)
+    fake = SimpleNamespace(objective=objective_of(e), batch_size=1, experiment=e, part=(0, 1))
     fake.mesh, fake.rules = make_mesh("", jax.devices()[:1]), RULES
     none = SimpleNamespace(meta=dict)
     _, feed = session.prepare(e, folder / "none", corpus, fake, none, False)

@@ -134,7 +134,9 @@ def test_the_command_prints_conversations(inputs):
     assert len(re.findall(r"^row \d: ", out, re.M)) == 3
     # What is left out and what is repeated is said before the rows.
     before = out.split("row 0: ")[0]
-    assert re.search(r"^left out \d, cut \d of \d+ conversations at \d+ tokens$", before, re.M)
+    # Of the last nine no answer is reached, and those of the first nine are cut.
+    line = r"^left out \d, cut \d of \d+ conversations at \d+ tokens; the first: left out "
+    assert re.search(line + r"chat\.jsonl:(9|1\d), cut chat\.jsonl:[0-8]$", before, re.M)
     assert re.search(r"^\d of \d held-out records are in the training data too", before, re.M)
     assert "|a|n|s|w|e|r|<|" in out.split("assistant")[-1] or "|a|n|s|w|e|r|" in out
     assert all("a|n|s|w|e|r" not in line for line in out.splitlines() if "others" in line)

@@ -102,8 +102,10 @@ def test_long_conversations_are_counted(open_rows, caplog):
     corpus = open_rows(rows, "conversations")
     corpus.train_windows(65, 0, 0)
     train = [corpus.sources[0][0].train[i] for i in range(len(corpus.sources[0][0].train))]
-    counts = [sum(mark in d["conversation"] for d in train) for mark in ("qqq", "yyy")]
+    long = [[d["path"] for d in train if mark in d["conversation"]] for mark in ("qqq", "yyy")]
+    counts = [len(paths) for paths in long]
     wanted = f"left out {counts[0]}, cut {counts[1]} of {len(train)} conversations at 64 tokens"
+    wanted += f"; the first: left out {long[0][0]}, cut {long[1][0]}"
     assert said(caplog) == [wanted] and min(counts) > 5
     caplog.clear()
     corpus.heldout_windows(65, 0)
