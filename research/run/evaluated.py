@@ -37,14 +37,19 @@ def open_evaluated(
 def choose(names: Sequence[str], opened: Opened, changes: Sequence[str]) -> Settings:
     """The settings of evaluations by name: those of the run's config, if it has one of that name,
     with changes such as "boolq.limit=100". Groups such as "bias" stand for their members, of which
-    those that this kind of model cannot be measured on are left out, which is said. ValueError for
-    a change of no evaluation that is named, or that is none."""
+    those that this kind of model cannot be measured on are left out, which is said. ValueError if
+    none is left, and for a change of no evaluation that is named, or that is none."""
     given = opened.experiment.evals if opened.experiment else {}
     settings: Settings = {}
     kind = opened.model.config.kind
     found, left = members(names, kind)
+    if not found:
+        raise ValueError(
+            f"{', '.join(names)}: nothing of it can be asked of a model of kind {kind!r}; name "
+            "evaluations of research/evals/README.md that can"
+        )
     if left:
-        print(f"left out, as the model is an {kind}: {', '.join(left)}", file=sys.stderr)
+        print(f"left out, as the model is of kind {kind!r}: {', '.join(left)}", file=sys.stderr)
     for name, fields in found.items():
         name, short = shorthand(name)
         settings[name] = {**short, **fields, **given.get(name, {})}

@@ -89,13 +89,18 @@ def test_a_group_stands_for_its_evaluations_on_subsets_or_on_all_of_their_data(f
     )
     some = ["crows_pairs", "stereoset", "winobias", "winogender"]
     assert [*evaluated.choose(["bias", "safety"], masked, [])] == some
-    assert "as the model is an encoder: bbq, bold, honest, refusal" in capsys.readouterr().err
+    left = "as the model is of kind 'encoder': bbq, bold, honest, refusal"
+    assert left in capsys.readouterr().err
+    masked.model.config.kind = "encoder_decoder"
+    with pytest.raises(ValueError, match="bias: nothing of it can be asked of a model of kind"):
+        evaluated.choose(["bias"], masked, [])
 
 
 def test_the_settings_of_groups_are_fields_of_their_evaluations():
     for name, member in (pair for group in GROUPS.values() for pair in group.items()):
         for fields in (member.small, member.full):
-            build(EVALUATIONS[name].config, fields, name)
+            built = build(EVALUATIONS[name].config, fields, name)
+            assert {field: getattr(built, field) for field in fields} == fields
 
 
 @pytest.mark.parametrize(
