@@ -115,11 +115,12 @@ class Row:
 
 def _branches(opened: Opened) -> bool:
     """Whether the branches of a context can share it: where what a token sees follows from segments
-    and positions alone. Meshes split rows of plain texts, and experts may be full."""
+    and positions alone. Meshes split rows of plain texts, and experts may be full. Accelerators keep
+    rows apart: their kernels cannot express branches, and no card has timed what either costs."""
     c = opened.model.config
     plain = c.position in ("rope", "learned") and not c.has_offsets and not c.experts
     plain = plain and not c.rope_scaling.by_length and "prompt" not in opened.params
-    return plain and jax.sharding.get_mesh().empty
+    return plain and jax.sharding.get_mesh().empty and jax.default_backend() == "cpu"
 
 
 def _rows(
