@@ -115,8 +115,8 @@ class Row:
 
 def _branches(opened: Opened) -> bool:
     """Whether the branches of a context can share it: where what a token sees follows from segments
-    and positions alone. Meshes split rows of plain texts, and experts may be full. Accelerators keep
-    rows apart: their kernels cannot express branches, and no card has timed what either costs."""
+    and positions alone. Meshes split rows of plain texts, and experts may be full. Accelerators
+    keep rows apart: their kernels cannot express branches, and no card has timed either form."""
     c = opened.model.config
     plain = c.position in ("rope", "learned") and not c.has_offsets and not c.experts
     plain = plain and not c.rope_scaling.by_length and "prompt" not in opened.params
