@@ -40,7 +40,7 @@ LISTED = {
     r"python -m research\.bench": "wants .[parity], and minutes of a quiet machine",
 }
 _ONE_STEP = "--config.train.steps=1 --config.train.eval_batches=1"
-_SHORT_ROWS = "--config.data.sequence_length=64 --config.data.batch_size=8"
+_SHORT_ROWS = "--config.data.sequence_length=64 --config.data.batch_size=2"
 # Decoding is compiled apart, which other commands do: the smoke run, chat and generate.
 _NO_SAMPLE = "--config.train.sample_tokens=0"
 _TOKENIZER = "--config.data.tokenizer=bpe:512"  # the smoke run has made it of the same texts
@@ -57,6 +57,9 @@ SMALL = {
     r"python -m research\.evaluate .*--evals=piqa": "--set=piqa.limit=2",
     r"python -m research\.train --config=graft:quickstart": "--config=graft:quickstart:smoke",
     r"python -m research\.train .*finetune": f"{_ONE_STEP} {_NO_SAMPLE} {_SHORT_ROWS}",
+    r"python -m research\.train .*finetune.*accumulate=8": (
+        f"{_ONE_STEP} {_NO_SAMPLE} --config.data.sequence_length=64 --config.data.batch_size=8"
+    ),
     r"python -m research\.quantize": "--tokens=64 --window=64",
     r"python -m research\.quantize .*--format=all": "--tokens=32 --window=32",
     r"python -m research\.quantize .*--method": "--tokens=64 --calibration_tokens=128 --window=64",
