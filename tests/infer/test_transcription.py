@@ -81,7 +81,7 @@ def test_other_models_and_tokenizers_are_refused(speech):
     tokenizer, config = speech.tokens.tokenizer, speech.model.config
     with pytest.raises(ValueError, match="writes no text of sound"):
         read_speech_tokens(tokenizer, ModelConfig(), {})
-    with pytest.raises(ValueError, match=r"no <\|startoftranscript\|>"):
+    with pytest.raises(ValueError, match=r"no <\|endoftext\|>"):
         read_speech_tokens(huggingface.train(300, ["a b"]), config, {})
     with pytest.raises(ValueError, match="has 96 tokens and times want 99"):
         read_speech_tokens(tokenizer, replace(config, frames=100), {})
