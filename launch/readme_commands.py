@@ -37,6 +37,7 @@ LISTED = {
     r"python -m research\.evaluate .*(crows|calibration)": "minutes of two cores; tests/evals",
     r"python -m research\.site": "wants .[site]; tests/site",
     r"python -m research\.train .*applications/data": "wants .[apply]; tests/test_applications.py",
+    r"python -m research\.transcribe": "wants a recording; tests/infer/test_transcription.py",
     r"python -m research\.bench": "wants .[parity], and minutes of a quiet machine",
 }
 _ONE_STEP = "--config.train.steps=1 --config.train.eval_batches=1"

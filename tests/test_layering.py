@@ -19,7 +19,7 @@ LEVELS = {
     "run": 6, "evals": 6, "compress": 6, "merging": 6,
     "fit": 7, "bench": 7, "doctor": 7, "sweep": 7, "apply": 7, "site": 7,
     "train": 8, "generate": 8, "evaluate": 8, "convert": 8, "merge": 8, "quantize": 8, "embed": 8,
-    "inspect_batch": 8, "inspect_checkpoint": 8, "completion": 8,
+    "inspect_batch": 8, "inspect_checkpoint": 8, "completion": 8, "transcribe": 8,
     "chat": 8, "classify": 8, "compare": 8, "goodput": 8, "model_card": 8,
     "run_directory": 8, "__main__": 8,
 }  # fmt: skip

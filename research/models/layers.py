@@ -5,6 +5,7 @@ feed-forward.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -176,10 +177,15 @@ def cross_attention(
     implementation: str = "auto",
 ) -> jax.Array:
     """Attention of `x` over an encoder's text, [B, T, D]. `memory_BSKH` are this layer's keys and
-    values of it, computed once by `Model.encode`."""
+    values of it, computed once by `Model.encode`; of a single row where all rows read one text."""
     # No rotation: the two texts have positions of their own, which do not compare.
+    q_BTNH, rows = queries(p, x_BTD, c, None), x_BTD.shape[0]
+    one_text = memory_BSKH[0].shape[0] < rows
+    if one_text:
+        # As tokens of one row, so that beams read the text once and not each a copy of it.
+        q_BTNH, visibility = _in_one_row(q_BTNH), _queries_in_one_row(visibility)
     out_BTNH = attention_op.attend(
-        queries(p, x_BTD, c, None),
+        q_BTNH,
         *memory_BSKH,
         visibility,
         scale=score_scale(c),
@@ -187,7 +193,22 @@ def cross_attention(
         sinks_N=p.get("sinks"),
         implementation=implementation,
     )
+    out_BTNH = out_BTNH.reshape(*x_BTD.shape[:2], *out_BTNH.shape[2:]) if one_text else out_BTNH
     return attention_output(p, out_BTNH)
+
+
+def _in_one_row(x: jax.Array) -> jax.Array:
+    """[B, T, ...] as [1, B * T, ...]."""
+    return x.reshape(1, -1, *x.shape[2:])
+
+
+def _queries_in_one_row(visibility: Visibility) -> Visibility:
+    """The visibility of queries in all rows as that of one row. Positions do not matter: a text is
+    seen whole."""
+    positions_1T, segments_1T = (
+        _in_one_row(x) for x in (visibility.q_positions_BT, visibility.q_segments_BT)
+    )
+    return replace(visibility, q_positions_BT=positions_1T, q_segments_BT=segments_1T)
 
 
 def score_scale(c: ModelConfig) -> float:

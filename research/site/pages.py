@@ -32,7 +32,7 @@ JOBS = {
     "Ablate": ("sweep", "compare"),
     "Make a model smaller": ("compress", "configs/compress", "quantize", "merge"),
     "Give a model away": ("model_card", "convert", "inspect_checkpoint"),
-    "Use a model": ("chat", "generate", "serve", "apply"),
+    "Use a model": ("chat", "generate", "transcribe", "serve", "apply"),
     "Measure speed": ("bench",),
 }
 
