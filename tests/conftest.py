@@ -34,15 +34,17 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", os.path.join(_SHARED, "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
+# Asked before the compiler's function is replaced below.
+_OPTIONS = [OLDER_FUSIONS] if known(*OLDER_FUSIONS) else []
 _compile = compiler.compile_or_get_cached
-_overrides: list[tuple[str, bool]] = []  # options of the compiler, of the module that is tested
 
 
 def _compile_for_tests(backend, program, devices, options, *rest):
-    """JAX's function that compiles, with the options of the module. It leaves programs of several
-    devices out of the cache: read from it, their collectives run in an order of each device's own,
-    and wait for ever (see `research.run.opened.keep_compiled_programs`)."""
-    options.env_option_overrides = [*options.env_option_overrides, *_overrides]
+    """JAX's function that compiles, by XLA's older code for fused operations. It leaves programs of
+    several devices out of the cache: read from it, their collectives run in an order of each
+    device's own, and wait for ever (see `research.run.opened.keep_compiled_programs`)."""
+    if backend.platform == "cpu":
+        options.env_option_overrides = [*options.env_option_overrides, *_OPTIONS]
     with pytest.MonkeyPatch.context() as patch:
         if devices.size > 1:
             patch.setattr(compilation_cache, "is_cache_used", lambda backend: False)
@@ -50,15 +52,6 @@ def _compile_for_tests(backend, program, devices, options, *rest):
 
 
 compiler.compile_or_get_cached = _compile_for_tests
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Adds the mark of modules that compile whole steps."""
-    config.addinivalue_line(
-        "markers",
-        "older_fusions: the module's programs are compiled by XLA's older code for fused "
-        "operations, in 0.4 of the time",
-    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -98,11 +91,8 @@ def quick_commands(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_programs(request: pytest.FixtureRequest) -> Generator[None, Any, Any]:
-    """Compiles a module's programs as its marks say, and forgets them after it: a compiled program
-    holds memory maps, of which a process may have 65,530: a whole suite's would be more."""
-    if request.node.get_closest_marker("older_fusions") and known(*OLDER_FUSIONS):
-        _overrides.append(OLDER_FUSIONS)
+def compiled_programs() -> Generator[None, Any, Any]:
+    """Forgets a module's compiled programs after it: a compiled program holds memory maps, of which
+    a process may have 65,530: a whole suite's would be more."""
     yield
-    _overrides.clear()
     jax.clear_caches()

@@ -20,8 +20,6 @@ from research.run.program import make_program
 from tests.configs import experiment
 from tests.families import random_batch
 
-pytestmark = pytest.mark.older_fusions
-
 GREEDY = SamplingConfig(temperature=0.0)
 NO_STOP = np.full(1, -1, np.int32)
 

@@ -19,8 +19,6 @@ from tests.configs import experiment
 from tests.data.chat_templates import TEMPLATES
 from tests.families import FAMILIES
 
-pytestmark = pytest.mark.older_fusions
-
 CHAT = TEMPLATES["chatml"]["plain"]
 DECODER = replace(FAMILIES["llama2_7b"], vocab_size=320, rope_theta=500_000.0)
 BERT = replace(FAMILIES["bert_base"], vocab_size=320, max_length=64, mlm_head=True, pooler=False)

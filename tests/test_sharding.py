@@ -13,7 +13,6 @@ from research.run.program import Program, make_program
 from tests.configs import experiment
 from tests.families import Roles, random_batch
 
-pytestmark = pytest.mark.older_fusions
 MESHES = ("fsdp:4,tensor:2", "data:2,fsdp:2,context:2")
 # What the axis `expert` splits of a layer without experts is the batch, as `data` does.
 OF_EXPERTS = "expert:2,fsdp:2,tensor:2"

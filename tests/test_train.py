@@ -17,8 +17,6 @@ from research.files import read_json
 from research.training.metrics import read_rows
 from tests.configs import ROOT, experiment
 
-pytestmark = pytest.mark.older_fusions
-
 TINY = {
     "train.steps": 12,
     "train.eval_every": 6,

@@ -19,23 +19,23 @@ _NOBODY = SamplingConfig(temperature=0.0)  # of rows without a text: nothing is 
 
 @dataclass(frozen=True)
 class Turn:
-    """Whose turn it is in a step: the texts that go on, the text that is read with how many of its
-    tokens, and the tokens that are guessed ahead for some of the former, by their numbers."""
+    """Whose turn it is in a step: the texts that go on, the texts that are read with how many
+    tokens of each, and the tokens that are guessed ahead for some of the former, by number."""
 
     singles: Sequence[Text] = ()
-    chunk: tuple[Text, int] | None = None
+    chunks: Sequence[tuple[Text, int]] = ()
     drafts: dict[int, list[int]] = field(default_factory=dict)
 
     @property
     def texts(self) -> list[Text]:
         """All of them."""
-        return [*self.singles, *([self.chunk[0]] if self.chunk else [])]
+        return [*self.singles, *(text for text, _ in self.chunks)]
 
     def shape(self, shapes: Shapes) -> Shape:
         """The smallest shape for them."""
         pages = max(len(text.pages) for text in self.texts)
-        scored = self.chunk is not None and self.chunk[0].scored
-        tokens = self.chunk[1] if self.chunk else 0
+        scored = any(text.scored for text, _ in self.chunks)
+        tokens = [tokens for _, tokens in self.chunks]
         return shapes.fit(len(self.singles), tokens, pages, scored, bool(self.drafts))
 
 
@@ -55,17 +55,16 @@ def assemble(turn: Turn, shape: Shape, page_size: int, runner: Runner) -> Row:
                 _allow(row, text, at, drafts[:ahead])
             samplings[at] = text.request.sampling
             row.last_M[at] = at
-    if turn.chunk is not None:
-        text, tokens = turn.chunk
-        first = shape.tokens - shape.chunk
+    for index, (text, tokens) in enumerate(turn.chunks):
+        at, first = shape.unread + index, shape.unread + index * shape.chunk
         read = text.ids[text.cached : text.cached + tokens]
-        _put(row, text, shape.singles, first, read, virtual)
+        _put(row, text, shape.singles + index, first, read, virtual)
         follows = text.ids[text.cached + 1 : text.cached + tokens + 1]
         row.follows_T[first : first + len(follows)] = follows
-        _draw(row, text, -1, ())
-        _allow(row, text, -1, ())
-        samplings[-1] = text.request.sampling
-        row.last_M[-1] = first + tokens - 1
+        _draw(row, text, at, ())
+        _allow(row, text, at, ())
+        samplings[at] = text.request.sampling
+        row.last_M[at] = first + tokens - 1
     row.draws.settings_M1.update(settings(samplings))
     row.draws.top[...] = any(text.request.alternatives for text in turn.texts)
     return row

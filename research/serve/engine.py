@@ -11,6 +11,7 @@ An engine belongs to one thread.
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import islice
 
 from research.data.tokenizers import Tokenizer
 from research.devices.backend import platform
@@ -19,6 +20,7 @@ from research.models.adapters import virtual_tokens
 from research.models.kinds import longest_window
 from research.models.model import Model
 from research.serve.assemble import Turn, allow, assemble
+from research.serve.beginnings import following, shared
 from research.serve.counts import Counts
 from research.serve.draw import alternatives
 from research.serve.limits import check_guesses, check_model, check_request, text_length
@@ -36,7 +38,8 @@ class Engine:
     """Writes the texts of requests with one model, in `pages` pages of `page_size` tokens each.
 
     rows       most texts that run at a time; others wait
-    chunk      most tokens of a prompt that are read in one step, beside the texts that go on
+    chunk      most tokens of prompts that are read in one step, of one or in equal parts of
+               several, beside the texts that go on
     length     longest text in tokens, prompt included; by default as many as the model was made for
                and the pool has room for
     share      whether texts with equal beginnings share the pages of these
@@ -88,7 +91,6 @@ class Engine:
         most = -(-self.length // page_size)
         self.shapes = Shapes(rows, chunk, most, page_size, 2 if slow else 1, drafts)
         self.counts = Counts()
-        self._budget = Budget(rows, chunk, page_size)
         self._texts: dict[int, Text] = {}
         self._running: list[int] = []
         self._waiting: deque[int] = deque()
@@ -154,12 +156,12 @@ class Engine:
                     break
                 self.counts.kept += 1
         written = list(turn.singles)
-        if turn.chunk is not None:
-            text, tokens = turn.chunk
-            if scores is not None:
-                told_of = alternatives(scores, slice(None), text.request.alternatives)
-                text.score(text.cached + 1, scores.logprob_M.tolist(), told_of)
-            written += [text] if self._advance(text, tokens, told, shape.drawn - 1) else []
+        for index, (text, tokens) in enumerate(turn.chunks):
+            if scores is not None and text.scored:
+                here = slice(index * shape.chunk, index * shape.chunk + tokens)
+                told_of = alternatives(scores, here, text.request.alternatives)
+                text.score(text.cached + 1, scores.logprob_M[here].tolist(), told_of)
+            written += [text] if self._advance(text, tokens, told, shape.unread + index) else []
         return written
 
     def compile(self, shape: Shape) -> None:
@@ -182,8 +184,9 @@ class Engine:
         running = [self._texts[number] for number in self._running]
         guesses = {text.number: self._guess(text) for text in running}
         # No more can begin at once, and to look for their pages takes time.
-        waiting = [self._texts[number] for number in list(self._waiting)[: self._budget.rows]]
-        shared = {text.number: self._shared(text) for text in waiting}
+        waiting = [self._texts[number] for number in islice(self._waiting, self.shapes.rows)]
+        found = {text.number: shared(text, self.pages) if self.share else [] for text in waiting}
+        follows = following(running, waiting, found, self.pages) if self.share else set[int]()
         state = State(
             tuple(
                 Running(
@@ -197,23 +200,26 @@ class Engine:
                 for t in running
             ),
             tuple(
-                Waiting(t.number, len(t.ids), len(found), self.pages.idle(found))
+                Waiting(
+                    t.number, len(t.ids), len(there), self.pages.idle(there), t.number in follows
+                )
                 for t in waiting
-                for found in [shared[t.number]]
+                for there in [found[t.number]]
             ),
             self.pages.free,
         )
-        plan = schedule(state, self._budget)
+        size, parts = self.pages.page_size, tuple(self.shapes.parts())
+        plan = schedule(state, Budget(self.shapes.rows, size, parts))
         for number in plan.preempted:
             self._stop(self._texts[number])
         for number in plan.admitted:
-            self._begin(self._texts[number], shared[number])
+            self._begin(self._texts[number], found[number])
         # Last, so that no page that a text was promised is taken for another.
         for number, count in plan.pages.items():
             self._texts[number].pages += self.pages.take(count)
-        chunk = None if plan.chunk is None else (self._texts[plan.chunk[0]], plan.chunk[1])
+        chunks = [(self._texts[number], tokens) for number, tokens in plan.chunks]
         drafts = {number: guesses[number][:count] for number, count in plan.drafts.items()}
-        return Turn([self._texts[number] for number in plan.singles], chunk, drafts)
+        return Turn([self._texts[number] for number in plan.singles], chunks, drafts)
 
     def _guess(self, text: Text) -> list[int]:
         """The tokens that are guessed to follow a text that runs."""
@@ -222,14 +228,6 @@ class Engine:
         # With each step comes a token that is not guessed.
         most = max(0, min(self.shapes.drafts, text.left - 1))
         return lookup(text.ids, most) if self.runner.draft is None else [0] * most
-
-    def _shared(self, text: Text) -> list[int]:
-        """Pages of the cache that have a waiting text's first tokens."""
-        if not self.share or text.scored:
-            return []
-        # Its last token is run in any case: the next one is drawn from its logits.
-        most = (len(text.ids) - 1) // self.pages.page_size
-        return self.pages.match(text.digests(self.pages.page_size)[:most])
 
     def _begin(self, text: Text, shared: list[int]) -> None:
         self._waiting.remove(text.number)

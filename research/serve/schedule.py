@@ -1,8 +1,9 @@
 """What runs in a step: a pure function of what there is, `schedule`, which knows no clock.
 
 Texts are served in the order in which they came. A text of whose tokens all but the last are in the
-cache takes one token of the step; any other is read, one text in a step and at most so many tokens
-of it, beside the texts that go on. A text keeps its turn: where pages run out, the texts that came
+cache takes one token of the step; any other is read beside the texts that go on: one alone, or
+several of which each has few tokens. A text that begins as one that is being read waits until that
+is read, and then shares its pages. A text keeps its turn: where pages run out, the texts that came
 last give theirs back and wait again, in front of those that have not begun.
 """
 
@@ -12,12 +13,14 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Waiting:
     """A text without pages: its number, its tokens, how many pages of other texts have its first
-    ones, and how many of those pages nobody holds."""
+    ones, how many of those pages nobody holds, and whether another text, which runs or came before
+    it, has yet to be read whose tokens go on as its own for a page at least."""
 
     number: int
     length: int
     shared: int = 0
     idle: int = 0
+    follows: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,12 @@ class State:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a step has room for: texts, tokens of the text that is read, tokens of a page."""
+    """What a step has room for: texts, tokens of a page, and how many texts may be read with how
+    many tokens of each; one of these must be for one text."""
 
     rows: int
-    chunk: int
     page_size: int
+    parts: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Plan:
     preempted  texts that give back their pages and wait again, the last of them in front
     admitted   texts that begin to run, with the pages of others that have their first tokens
     singles    texts with one token in this step
-    chunk      the text that is read, None for none, and how many of its tokens
+    chunks     the texts that are read, and how many tokens of each
     pages      how many pages a text gets that has not enough of them
     drafts     how many of a text's guessed tokens run with its last one
     """
@@ -67,7 +71,7 @@ class Plan:
     preempted: tuple[int, ...]
     admitted: tuple[int, ...]
     singles: tuple[int, ...]
-    chunk: tuple[int, int] | None
+    chunks: tuple[tuple[int, int], ...]
     pages: dict[int, int]
     drafts: dict[int, int]
 
@@ -90,7 +94,7 @@ def schedule(state: State, budget: Budget) -> Plan:
         tuple(planning.preempted),
         tuple(planning.admitted),
         tuple(planning.singles),
-        planning.chunk,
+        tuple(planning.chunks),
         planning.pages,
         planning.drafts,
     )
@@ -104,7 +108,7 @@ class _Planning:
         self.preempted: list[int] = []
         self.admitted: list[int] = []
         self.singles: list[int] = []
-        self.chunk: tuple[int, int] | None = None
+        self.chunks: list[tuple[int, int]] = []
         self.pages: dict[int, int] = {}
         self.drafts: dict[int, int] = {}
 
@@ -128,7 +132,7 @@ class _Planning:
         shared = waiting.shared * self.budget.page_size
         text = Running(waiting.number, waiting.length, shared, waiting.shared, 0)
         tokens = self._tokens(text)
-        if not tokens or len(self.running) >= self.budget.rows:
+        if not tokens or waiting.follows or len(self.running) >= self.budget.rows:
             return False
         # Room for all that there is to read, though only a part is read now: a text that begins
         # without it would soon be stopped.
@@ -142,7 +146,7 @@ class _Planning:
 
     def draft(self) -> None:
         """Lets guessed tokens run in the room that is left: no text waits or stops for them."""
-        if self.chunk is not None or self.preempted:
+        if self.chunks or self.preempted:
             return
         size = self.budget.page_size
         for text in self.running:
@@ -160,7 +164,9 @@ class _Planning:
         left = text.length - text.cached
         if left == 1:
             return 1
-        return min(left, self.budget.chunk) if self.chunk is None else 0
+        widest = max((tokens for _, tokens in self.chunks), default=0)
+        more = [each for reads, each in self.budget.parts if reads > len(self.chunks)]
+        return min(left, max((each for each in more if each >= widest), default=0))
 
     def _needed(self, text: Running, tokens: int) -> int:
         """Pages that a text lacks for so many more tokens."""
@@ -173,7 +179,7 @@ class _Planning:
         if text.length - text.cached == 1:
             self.singles.append(text.number)
         else:
-            self.chunk = text.number, tokens
+            self.chunks.append((text.number, tokens))
 
     def _preempt(self, text: Running) -> None:
         # Pages that two stopped texts share are not counted, which the next step makes good.

@@ -38,7 +38,7 @@ class Row:
     """The tokens of a step, on the host; `shape` says how many there are of what.
 
     inputs_T     tokens: of each text that goes on the last one and those that are guessed behind
-                 it, then those of the text that is read
+                 it, then those of the texts that are read, equally many of each
     positions_T  their positions, and in `segments_T` 1, 0 for padding
     table_RC     pages of each text, and in `slot_R` which of the texts that run it is
     last_M       where the tokens are in the row whose next one is drawn
@@ -104,7 +104,7 @@ def step(
 def _scores(params: Tree, hidden_TD: jax.Array, row: Row, model: Model, shape: Shape) -> Told:
     """What follows each token that is read, with its log-probability, a block at a time."""
     told = []
-    for first in range(shape.tokens - shape.chunk, shape.tokens, _BLOCK):
+    for first in range(shape.unread, shape.tokens, _BLOCK):
         block = slice(first, first + _BLOCK)
         head = select(params, row.adapters_T[None, block])
         logits_tV = gather_axis(model.logits(head, hidden_TD[None, block])[0], axis=1)

@@ -18,8 +18,6 @@ from research.infer.sampling import SamplingConfig
 from research.interop.huggingface.folder import write_folder
 from research.interop.load import load, open_checkpoint
 
-pytestmark = pytest.mark.older_fusions
-
 FOLDER = Path(__file__).parent / "image_goldens"
 ALL = sorted(path.stem for path in FOLDER.glob("*.npz"))
 PAIRS = ["clip", "siglip"]  # of images and texts, in which none stands in the other

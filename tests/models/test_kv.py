@@ -16,8 +16,6 @@ from research.ops.attention import Visibility
 from tests.families import FAMILIES
 from tests.models.test_model import parameters
 
-pytestmark = pytest.mark.older_fusions
-
 # What a type checker holds against the protocol.
 _implementers: tuple[type[KVCache], ...] = (StackedCache, LayeredCache, PagedCache)
 

@@ -18,8 +18,6 @@ from research.models.stack import layer_of
 from research.precision import Precision
 from tests.families import DECODERS, FAMILIES, random_batch, rest_slow
 
-pytestmark = pytest.mark.older_fusions
-
 LENGTH = 12
 
 

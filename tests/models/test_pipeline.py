@@ -15,8 +15,6 @@ from research.run.program import make_program
 from tests.configs import experiment
 from tests.families import Roles, random_batch
 
-pytestmark = pytest.mark.older_fusions
-
 STEPS = 4
 
 

@@ -19,8 +19,6 @@ from research.models.spec import initialize, shardings
 from research.ops.kernels.notes import CannotServe
 from research.parallel.mesh import batch_sharding, make_mesh
 
-pytestmark = pytest.mark.older_fusions
-
 PLACE, K, WINDOW = 5, 4, 3
 IMAGE = ImageConfig(
     **{"layers": 1, "size": 4, "patch": 2, "d_model": 8, "heads": 2, "d_ff": 12, "token": PLACE},

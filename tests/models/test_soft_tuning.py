@@ -13,8 +13,6 @@ from research.tuning.lora_specs import LoraConfig, lora_specs
 from research.weights import rules
 from tests.models.test_soft import PLACE, T, batch, logits, model, parameters
 
-pytestmark = pytest.mark.older_fusions
-
 ENCODER, PROJECTOR = "image/layers/attention/query", "image/projector/kernel"
 TARGETS = r"(image/)?layers/attention/(query|value)|image/projector/kernel"
 

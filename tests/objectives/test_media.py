@@ -29,8 +29,6 @@ from research.tuning.lora_specs import LoraConfig
 from research.tuning.method import QuantizeConfig, TuneConfig, split_specs
 from tests.configs import ROOT
 
-pytestmark = pytest.mark.older_fusions
-
 SIZE, T = 8, 12
 IMAGE = ImageConfig(layers=1, size=SIZE, patch=4, d_model=8, heads=2, d_ff=16, token=31)
 MODEL = Model(

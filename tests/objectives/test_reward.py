@@ -30,8 +30,6 @@ from tests.configs import experiment
 from tests.data.chat_templates import TEMPLATES, save_tokenizer
 from tests.families import FAMILIES
 
-pytestmark = pytest.mark.older_fusions
-
 LENGTH = 320
 
 

@@ -29,8 +29,6 @@ from tests.configs import experiment
 from tests.data.chat_templates import TEMPLATES, save_tokenizer
 from tests.families import FAMILIES
 
-pytestmark = pytest.mark.older_fusions
-
 CHANGES = {"train.steps": 4, "train.eval_every": 2, "checkpoint.every": 2, "model.preset": ""}
 CHANGES |= {"checkpoint.keep": 4, "optimizer.learning_rate": 1e-2, "data.batch_size": 4}
 

@@ -13,8 +13,6 @@ from research.run import loop
 from research.run.loop import train
 from tests.configs import load_config
 
-pytestmark = pytest.mark.older_fusions
-
 TINY = {
     "model": {
         **{"vocab_size": 300, "layers": 1, "d_model": 16, "d_ff": 32, "heads": 2, "kv_heads": 2},

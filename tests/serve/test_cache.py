@@ -9,8 +9,6 @@ from research.infer.sampling import SamplingConfig
 from research.serve.request import Request
 from tests.serve.engines import engine, prompt
 
-pytestmark = pytest.mark.older_fusions
-
 # A fifth or so of what rounding itself does to a log-probability.
 EDGE = {8: 2e-3, 4: 5e-2}
 GREEDY = SamplingConfig(temperature=0.0, max_tokens=12)

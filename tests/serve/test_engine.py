@@ -20,8 +20,6 @@ from tests.families import FAMILIES, VOCAB
 from tests.serve.engines import Letters, engine, model, prompt, requests
 from tests.tuning.test_several import adapter
 
-pytestmark = pytest.mark.older_fusions
-
 # Sums of the same float32 products in another order; log-probabilities are of the order of 5.
 TOLERANCE = 1e-5
 GREEDY = SamplingConfig(temperature=0.0, max_tokens=6)

@@ -15,8 +15,6 @@ from research.serve.request import Request
 from research.serve.runner import Draft
 from tests.serve.engines import Letters, engine, model, prompt
 
-pytestmark = pytest.mark.older_fusions
-
 GREEDY = SamplingConfig(temperature=0.0, max_tokens=6)
 
 

@@ -2,7 +2,7 @@
 is for."""
 
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -295,7 +295,9 @@ def test_small_parameters_updated_together_are_as_each_alone(most, meshed, monke
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
         assert one.dtype == other.dtype
         np.testing.assert_allclose(one.astype(float), other, rtol=1e-6, atol=1)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), got[0], want[0])
+    # Where the two gradients nearly cancel, what was rounded is larger than the sum.
+    close = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+    jax.tree.map(close, got[0], want[0])
 
 
 def test_parameters_that_devices_split_are_updated_alone(monkeypatch):

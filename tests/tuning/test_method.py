@@ -22,8 +22,6 @@ from tests.configs import experiment
 from tests.families import FAMILIES
 from tests.test_finetune import CHAT, losses, write_rows
 
-pytestmark = pytest.mark.older_fusions
-
 DECODER = replace(
     FAMILIES["llama2_7b"], vocab_size=320, d_model=64, d_ff=128, heads=4, kv_heads=4, head_size=16
 )
