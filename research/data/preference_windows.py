@@ -82,9 +82,8 @@ class PackedPreferences:
         self._order = order[fits[order]]
         if not len(self._order):
             raise ValueError(
-                f"of {total} pair(s) none has two different answers in {length // 2} tokens a "
-                f"side{first_of(self.census.first_left_out)}; set config.data.sequence_length, or "
-                "config.data.prompt_tokens for long prompts"
+                f"of {total} pair(s) none has two different answers in {length // 2} tokens a side"
+                f"{first_of(self.census.first_left_out)}; set config.data.sequence_length"
             )
         packed = best_fit((kept[0] + kept[1])[self._order].tolist(), length)
         most = most_pairs(length)
