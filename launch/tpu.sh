@@ -173,7 +173,11 @@ for ((attempt = 0; attempt <= restarts; attempt++)); do
   fi
   [ "$code" != 0 ] || watch_run || code=$?
   [ "$code" = 42 ] || [ "$code" -ge 128 ] || break
-  echo "exit code $code; starting again ($((attempt + 1)) of $restarts)" >&2
+  if [ "$attempt" = "$restarts" ]; then
+    echo "exit code $code; not started again after $restarts restarts (RESTARTS)" >&2
+  else
+    echo "exit code $code; starting again ($((attempt + 1)) of $restarts)" >&2
+  fi
 done
 [ -z "${DELETE:-}" ] || delete_slice
 exit "$code"

@@ -331,6 +331,16 @@ def test_a_run_on_a_slice_goes_on_until_it_ends(site, case):
     did = [mark for call in calls for word, mark in marks.items() if word in call]
     assert "".join(did) == wanted
     assert code or "FAILED" not in done.stderr
+    # What is said is what is done: a start beyond the first is told before, its end once.
+    assert done.stderr.count("; starting again (") == max(0, wanted.count("S") - 1)
+    assert ("not started again after 2 restarts" in done.stderr) == (case == "again and again")
+
+
+def test_a_run_that_is_not_to_be_started_again_is_not_said_to_be(site):
+    (site / "looks").write_text("exit 42\n")
+    done, _ = launch(site, "tpu", RESTARTS="0")
+    assert done.returncode == 42 and "starting again" not in done.stderr
+    assert "exit code 42; not started again after 0 restarts (RESTARTS)" in done.stderr
 
 
 @pytest.mark.parametrize(

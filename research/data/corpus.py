@@ -82,7 +82,10 @@ class Corpus:
     def heldout_windows(self, length: int, overlap: int) -> Chained:
         """All windows of `length` tokens of the held-out parts, in order. Logs a line on what of
         them is left out or cut, and one on records that are in the train parts too."""
-        parts = [self._windows(source.heldout, length, overlap) for source, _ in self.sources]
+        try:
+            parts = [self._windows(source.heldout, length, overlap) for source, _ in self.sources]
+        except ValueError as error:
+            raise ValueError(f"the part that is held out for evaluation: {error}") from None
         self._tell_losses(parts, "held out: ")
         self._tell_repeated(parts)
         return Chained(parts)

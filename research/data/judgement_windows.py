@@ -6,7 +6,7 @@ from research.data.census import Census
 from research.data.chat_windows import best_fit
 from research.data.documents import Documents
 from research.data.labelled import Labels
-from research.data.places import first_path
+from research.data.places import first_of, first_path
 from research.data.plain_answers import answer_encoder
 from research.data.preference_windows import most_pairs, shorten_prompts
 from research.data.tokens import TokenStore, tokenize_conversations
@@ -66,9 +66,9 @@ class PackedJudgements:
         self._order = order[fits[order]]
         if len(self._order) < 2:
             raise ValueError(
-                f"of {total} answer(s) {len(self._order)} fit into {self._half} tokens, and each "
-                "is compared with one to another prompt; give more or set "
-                "config.data.sequence_length"
+                f"of {total} answer(s) {len(self._order)} fit into {self._half} tokens"
+                f"{first_of(self.census.first_left_out)}, and each is compared with one to another "
+                "prompt; give more, or set config.data.sequence_length"
             )
         self._other = self._to_other_prompts()
         sizes = [sum(map(len, self._pair(one))) for one in self._order.tolist()]

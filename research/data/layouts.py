@@ -238,7 +238,9 @@ def choose_columns(
         raise OtherColumns(_no_columns(columns, source, layout))
     # Optional columns are looked for under their own names unless the query says otherwise.
     optional = {name: chosen.get(name, name) for name in row.optional}
-    return needed | {name: column for name, column in optional.items() if column in columns}
+    # One that a query names may be missing in the first record, whose columns are known, alone.
+    read = {n: column for n, column in optional.items() if n in chosen or column in columns}
+    return needed | read
 
 
 def _no_columns(columns: Sequence[str], source: str, layout: str) -> str:

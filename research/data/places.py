@@ -14,6 +14,11 @@ def first_path(documents: Documents | None, store: TokenStore, chosen: np.ndarra
     return documents[int(places(documents, store)[np.argmax(chosen)])]["path"]
 
 
+def first_of(path: str) -> str:
+    """What a message says of the first record that it is about; "" without one."""
+    return f", the first that has not: {path}" if path else ""
+
+
 def places(documents: Documents, store: TokenStore) -> np.ndarray:
     """The index among the documents of each one in the store, which leaves out what is bad."""
     if not store.bad_records:

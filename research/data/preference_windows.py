@@ -5,7 +5,7 @@ import numpy as np
 from research.data.census import Census
 from research.data.chat_windows import best_fit
 from research.data.documents import Documents, digest
-from research.data.places import first_path
+from research.data.places import first_of, first_path
 from research.data.plain_answers import answer_encoder
 from research.data.preferences import MARGIN, SIDES
 from research.data.tokens import TokenStore, tokenize_conversations
@@ -82,8 +82,8 @@ class PackedPreferences:
         self._order = order[fits[order]]
         if not len(self._order):
             raise ValueError(
-                f"of {total} pair(s) none has two different answers in {length // 2} tokens a "
-                "side; set config.data.sequence_length"
+                f"of {total} pair(s) none has two different answers in {length // 2} tokens a side"
+                f"{first_of(self.census.first_left_out)}; set config.data.sequence_length"
             )
         packed = best_fit((kept[0] + kept[1])[self._order].tolist(), length)
         most = most_pairs(length)
@@ -128,7 +128,7 @@ class Numbers:
     """A tokenizer whose texts are numbers and whose ids are their bits in float32, so that numbers
     are stored and aligned like the texts that they belong to."""
 
-    vocab_size, fingerprint = 2**32, digest("numbers")
+    vocab_size, fingerprint = 2**32, digest("numbers", "2")
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """One id for each text."""

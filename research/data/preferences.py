@@ -20,6 +20,7 @@ from research.data import conversations
 
 SIDES = ("chosen", "rejected")
 MARGIN = "margin"
+MOST_MARGIN = 1e6  # a sum of losses in float32 has no room for other pairs beside a larger one
 
 Message = dict[str, Any]
 # arXiv:2204.05862, the form of its published dialogues.
@@ -52,31 +53,38 @@ def read_preference(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[
 
 
 def _margin(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
-    if MARGIN not in columns:
+    # Columns are those of the first record, and others may have more.
+    column = columns.get(MARGIN, MARGIN)
+    if MARGIN not in columns and column not in row:
         return "0"
-    given = conversations.plain(row.get(columns[MARGIN]))
+    given = conversations.plain(row.get(column))
     try:
         margin = float(given)
     except (TypeError, ValueError):
         margin = math.nan
-    if not 0 <= margin < math.inf or isinstance(given, bool):
+    if not 0 <= margin <= MOST_MARGIN or isinstance(given, bool):
         raise ValueError(
-            f"field {columns[MARGIN]!r} is {given!r}, wanted how much better the chosen answer is, "
-            "a number of at least 0"
+            f"field {column!r} is {given!r}, wanted how much better the chosen answer is, "
+            f"a number of at least 0 and at most {MOST_MARGIN:g}"
         )
     return repr(margin)
 
 
 def messages_of(row: Mapping[str, Any], column: str, role: str) -> list[Message]:
     """The messages of a column: a list of them, one alone, a dialogue as one text, or a text by
-    `role`."""
+    `role`. ValueError for an empty text and any other value."""
     value = conversations.plain(row.get(column))
+    if isinstance(value, str) and not value.strip():
+        raise ValueError(f"field {column!r} is empty, wanted a text or messages")
     if isinstance(value, Mapping) and ("role" in value or "from" in value):
         return [dict(value)]
     if isinstance(value, str) and (dialogue := _dialogue(value)):
         return dialogue
     if isinstance(value, str) and not value.lstrip().startswith("[{"):
         return [{"role": role, "content": value}]
+    if not isinstance(value, str | list | Mapping):
+        got = "missing or null" if value is None else type(value).__name__
+        raise ValueError(f"field {column!r} is {got}, wanted a text or messages")
     return conversations.listed(row, column)
 
 

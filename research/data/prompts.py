@@ -9,7 +9,7 @@ import numpy as np
 from research.data.census import Census
 from research.data.chat import TRAINING_DAY, end_of_turn, render_chat
 from research.data.chat_sandbox import ChatRefused
-from research.data.conversations import plain, with_text
+from research.data.conversations import checked, plain
 from research.data.documents import Documents, digest
 from research.data.places import places
 from research.data.tokenizers import Tokenizer
@@ -18,27 +18,33 @@ from research.data.windows import WindowOptions
 
 # Columns that rewards read, beside the prompt.
 OPTIONAL = ("answer", "pattern", "tests")
+_ANSWER = {"role": "assistant", "content": "."}  # what a conversation cannot be without
 
 
 def read_prompt(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
     """{"prompt": a text, or messages as JSON; "record": JSON of all columns by our names}.
 
     The prompt is a text or a list of messages {"role", "content"}, of which the last is not the
-    assistant's. ValueError for any other value, and for a part of a content that is no text.
+    assistant's. ValueError for any other value, for a message without text, and for a record with
+    half a surrogate pair.
     """
-    record = {name: plain(row[column]) for name, column in columns.items() if column in row}
+    # Columns are those of the first record, and others may have more.
+    named = {**{name: name for name in OPTIONAL}, **columns}
+    record = {name: plain(row[column]) for name, column in named.items() if column in row}
     prompt = record.get("prompt")
     if isinstance(prompt, list):
         if not prompt or not all(isinstance(m, dict) and "role" in m for m in prompt):
             raise ValueError("its prompt is a list, wanted messages {'role', 'content'}")
         if prompt[-1]["role"] == "assistant":
             raise ValueError("its last message is the assistant's, so nothing is left to write")
-        for number, message in enumerate(prompt):
-            with_text(number, message)  # refuses parts that are no text
+        checked([*prompt, _ANSWER])  # refuses what is no message, as of conversations
+    elif prompt is None:
+        raise ValueError("its prompt is missing or null, wanted text or messages")
     elif not isinstance(prompt, str):
         raise ValueError(f"its prompt is {type(prompt).__name__}, wanted text or messages")
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
-    return {"prompt": text, "record": json.dumps(record, ensure_ascii=False)}
+    spelt = json.dumps(record, ensure_ascii=False)
+    return {"prompt": text, "record": spelt.encode("utf-8").decode("utf-8")}
 
 
 class PromptEncoder:

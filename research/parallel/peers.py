@@ -31,7 +31,12 @@ def watch_peers() -> None:
     ended = threading.Event()
     _take_aborts()
     atexit.register(ended.set)
-    command.AT_FAILURE.append(_tell)
+
+    def tell(code: int) -> None:
+        ended.set()  # first: the word is for the others, and this process ends with its own code
+        _say(f"{_name()} has failed with exit code {code}")
+
+    command.AT_FAILURE.append(tell)
     threading.Thread(target=_watch, args=(ended,), daemon=True, name="peers").start()
 
 
@@ -43,11 +48,6 @@ def leave_hanging(line: str) -> None:
     with contextlib.suppress(Exception):
         _say(f"{_HANGS}{_name()}: {line}")
     os._exit(command.RETRY)
-
-
-def _tell(code: int) -> None:
-    """Says to the other processes that this one ends."""
-    _say(f"{_name()} has failed with exit code {code}")
 
 
 def _name() -> str:

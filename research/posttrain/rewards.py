@@ -1,8 +1,9 @@
 """Rewards: how good a text is that the model has written, by rules that can be checked.
 
 A reward is a function (prompt, completion, record) -> float | None. The record holds the columns
-of the data: "prompt", "answer", "pattern", "tests", and "path", its place. None is "cannot say":
-the text is then in no mean. A row of `REWARDS`, or any function by its dotted path:
+of the data: "prompt", "answer", "pattern", "tests", and "path", its place; it is a copy. True is 1,
+False 0. None is "cannot say": the text is then in no mean. A row of `REWARDS`, or any function by
+its dotted path:
 
     config.objective.rewards = "exact_match"
     config.objective.rewards = "numeric:1,format:0.2,my_package.rewards.politeness:0.1"
@@ -13,9 +14,10 @@ or a reward model, a run of `research.train` or a checkpoint, with a weight or w
 """
 
 import importlib
+import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -99,6 +101,13 @@ REWARDS: dict[str, Reward] = {
 }
 
 
+# The column of a record that a reward cannot do without.
+NEEDS = {
+    "exact_match": "answer", "characters": "answer", "contains": "answer", "pattern": "pattern",
+    "numeric": "answer", "code": "tests", "math_verify": "answer", "reasoning_gym": "entry",
+}  # fmt: skip
+
+
 class RewardFailed(ValueError):
     """A reward that raised, or returned something else than a finite number or None. Its cause is
     what the reward raised, unless that was a ValueError, which says itself what to mend."""
@@ -120,6 +129,23 @@ class Rewards:
         each = [dict(zip(found, row)) for row in zip(*found.values())]
         return [(sum(w * one[name] for name, _, w in self.parts), one) for one in each]
 
+    def refuse_lacking(self, records: Iterable[Record]) -> None:
+        """ValueError where records lack what a reward of `REWARDS` reads: how many, the first."""
+        needed = {name: NEEDS[name] for name, *_ in self.parts if name in NEEDS}
+        lacking: dict[str, list[str]] = {name: [] for name in needed}
+        total = 0
+        for total, record in enumerate(records if needed else (), 1):
+            for name, column in needed.items():
+                if record.get(column) is None:
+                    lacking[name].append(str(record.get("path", "?")))
+        for name, paths in lacking.items():
+            if paths:
+                raise ValueError(
+                    f"reward {name} needs {needed[name]!r}, and {len(paths)} of {total} records "
+                    f"have none, the first: {paths[0]}; name its column, as in "
+                    f"'?prompt=QUESTION&{needed[name]}=FIELD', or leave such records out"
+                )
+
     def open(self) -> None:
         """Opens what rewards read, such as a model. ValueError where that is missing."""
         for _, function, _ in self.parts:
@@ -136,9 +162,10 @@ def _rewarded(name: str, function: Reward, texts: Sequence[Answered]) -> list[fl
             returned = function.many(texts)
         else:
             returned = []
-            for where, text in zip(places, texts):
-                returned.append(function(*text))
-    except Exception as error:
+            for where, (prompt, completion, record) in zip(places, texts):
+                # A copy: the texts of a prompt share one record, and a reward may write to it.
+                returned.append(function(prompt, completion, dict(record)))
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         cause = None if isinstance(error, ValueError) else error
         raise RewardFailed(f"{where} raised {reason}; mend the reward or the record") from cause
@@ -148,8 +175,11 @@ def _rewarded(name: str, function: Reward, texts: Sequence[Answered]) -> list[fl
 def _number(where: str, value: Any) -> float:
     """The value as a float, NaN for None. RewardFailed for any other that is no finite number."""
     try:
+        # float() takes "1.0" too, and arrays of one number.
+        if isinstance(value, str | bytes) or getattr(value, "shape", ()) != ():
+            raise TypeError
         number = math.nan if value is None else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RewardFailed(f"{where} returned {value!r}, wanted a number or None") from None
     if value is not None and not math.isfinite(number):
         raise RewardFailed(f"{where} returned {value!r}, wanted a finite number or None")
@@ -204,11 +234,31 @@ def _imported(path: str) -> Reward:
         )
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"objective.rewards: {path!r} cannot be imported: {error}") from None
+    # A module of a user may raise anything, or leave.
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"objective.rewards: {path!r} cannot be imported: {reason}") from None
     if not callable(function):
         raise ValueError(f"objective.rewards: {path!r} is no function")
+    if not _takes_three(function):
+        raise ValueError(
+            f"objective.rewards: {path!r} takes {inspect.signature(function)}, wanted a function "
+            "(prompt, completion, record) -> float | None, called for one text at a time"
+        )
     return function
+
+
+def _takes_three(function: Callable[..., Any]) -> bool:
+    """Whether it may be called as a reward is; True where its signature is not known."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of C
+        return True
+    try:
+        signature.bind("", "", {})
+    except TypeError:
+        return False
+    return True
 
 
 def _needed(record: Record, name: str) -> Any:

@@ -143,6 +143,7 @@ def rollout_feed(program: Program, tokenizer: Tokenizer, prompts: Mixture) -> Ro
         if endless := endless_turns(tokenizer):
             logging.warning(endless)
     rewards = make_rewards(c.rewards)
+    rewards.refuse_lacking(record_of(part[i]) for part in prompts.parts for i in range(len(part)))
     rewards.open()
     sampler = Sampler(program, c, tokenizer, prompts, rewards, ENGINES[c.engine])
     size, part = program.batch_size, program.part

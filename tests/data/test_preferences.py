@@ -43,11 +43,11 @@ SPELLINGS = {
         "rejected": json.dumps([FIVE]),
     },
 }
-PAIR = SPELLINGS["texts"]
+PAIR, LAYOUT = SPELLINGS["texts"], "preferences"
 REFUSED = {
     "equal": ({**PAIR, "rejected": "four"}, "are the same"),
-    "empty prompt": ({**PAIR, "prompt": " "}, "message 0, by user, is empty"),
-    "empty answer": ({**PAIR, "chosen": ""}, "chosen: message 1, by assistant, is empty"),
+    "empty prompt": ({**PAIR, "prompt": " "}, "field 'prompt' is empty, wanted a text"),
+    "empty answer": ({**PAIR, "chosen": ""}, "field 'chosen' is empty"),
     "no prompt": ({"chosen": "four", "rejected": "five"}, "an empty prompt"),
     "other prompts": (
         {"chosen": [QUESTION, FOUR], "rejected": [{**QUESTION, "content": "?"}, FIVE]},
@@ -56,7 +56,13 @@ REFUSED = {
     "a question last": ({**PAIR, "rejected": [FIVE, QUESTION]}, "rejected ends with the user"),
     "no margin": ({**PAIR, "margin": "far"}, "field 'margin' is 'far', wanted"),
     "a negative margin": ({**PAIR, "margin": -1}, "a number of at least 0"),
-    "a number": ({**PAIR, "chosen": 4}, "field 'chosen' is int"),
+    "a margin without end": ({**PAIR, "margin": 1e300}, "at least 0 and at most 1e"),
+    "a number": ({**PAIR, "chosen": 4}, "field 'chosen' is int, wanted a text or messages"),
+    "null": ({**PAIR, "rejected": None}, "field 'rejected' is missing or null"),
+    "no messages": ({**PAIR, "prompt": []}, "chosen has an empty prompt"),
+    "texts in a list": ({**PAIR, "chosen": ["four"]}, "chosen: message 1 is str"),
+    "an object": ({**PAIR, "chosen": {"text": "four"}}, "message 1 has the role None"),
+    "half a surrogate pair": ({**PAIR, "chosen": "\ud800"}, "surrogates not allowed"),
 }
 
 
@@ -265,3 +271,23 @@ def test_the_margin_of_a_record_stands_at_the_tokens_of_its_pair(windows):
     [said] = Preference().shortfalls(packed)
     assert "margins, which objective reward reads" in said
     assert "margins" not in windows(rows(6), 400)[1][0]
+
+
+def test_a_margin_that_the_first_record_lacks_is_read_all_the_same(windows):
+    first, *others = rows(6)
+    _, packed = windows([first, *({**one, "margin": 3} for one in others)], 400)
+    margins = np.concatenate([window["margins"] for window in packed])
+    assert set(margins[np.concatenate([w["segments"] for w in packed]) > 0]) == {0, 3}
+
+
+def test_a_margin_that_a_query_names_is_wanted_of_every_record():
+    columns = choose_columns("chosen=chosen&rejected=rejected&margin=far", list(PAIR), "x", LAYOUT)
+    with pytest.raises(ValueError, match="x.jsonl, record 7: field 'far' is None"):
+        read_record({**SPELLINGS["prompt in both"], "margin": 1}, columns, LAYOUT, "x.jsonl", 7)
+
+
+@pytest.mark.parametrize("layout", ["preferences", "judgements"])
+def test_a_refusal_names_the_first_record_that_has_no_room(windows, layout):
+    told = rows(3) if layout == LAYOUT else JUDGED
+    with pytest.raises(ValueError, match=r"the first that has not: \d+.jsonl:0"):
+        windows([{**one, "prompt": "x" * 400} for one in told], 256, layout)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from research.data.addition import open_tagged_addition
+from research.data.documents import UnreadableRecord
 from research.data.files import FileDocuments
+from research.data.layouts import read_record
 from research.data.prompts import PromptEncoder, prompt_windows, record_of
 from research.data.tokenizers import load_tokenizer
 from research.data.windows import WindowOptions
@@ -61,3 +63,26 @@ def test_a_tagged_sum_is_asked_on_one_side_alone(tmp_path):
     asked = [{frozenset(one["path"].split("+")) for one in side} for side in sides]
     assert [len(side) for side in sides] == [320, 80] and not asked[0] & asked[1]
     assert json.loads(sides[0][0]["record"])["answer"] == "<a>3</a>"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "line"),
+    [
+        (None, "its prompt is missing or null"),
+        ([], "its prompt is a list, wanted messages"),
+        (["2+2?"], "its prompt is a list, wanted messages"),
+        ([{"role": "user", "content": " "}], "message 0, by user, is empty"),
+        ([{"role": "user", "content": None}], "message 0 has NoneType for its content"),
+        ([{"role": "usr", "content": "2+2?"}], "message 0 has the role 'usr'"),
+        ([*ASK, {"role": "assistant", "content": "4"}], "its last message is the assistant's"),
+        ("\ud800", "surrogates not allowed"),
+    ],
+)
+def test_what_is_no_prompt_is_named_with_its_record(prompt, line):
+    with pytest.raises(UnreadableRecord, match=f"x.jsonl, record 7: .*{line}"):
+        read_record({"prompt": prompt}, {"prompt": "prompt"}, "prompts", "x.jsonl", 7)
+
+
+def test_an_answer_that_the_first_record_lacks_is_read_all_the_same(tmp_path):
+    prompts = windows(tmp_path, rows=[{"prompt": "1+1="}, {"prompt": "1+2=", "answer": "3"}])
+    assert [record_of(prompt).get("answer") for prompt in prompts] == [None, "3"]
