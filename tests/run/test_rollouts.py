@@ -101,10 +101,15 @@ def test_a_difference_above_the_limit_stops_the_run(tmp_path):
         train(experiment(logprob_limit=0.0), tmp_path / "run", live=False)
 
 
+def refusing(prompt, completion, record):
+    """A reward that says itself what to mend."""
+    raise ValueError("the record has no grade")
+
+
 def test_a_reward_that_fails_ends_the_run_in_a_line(tmp_path):
-    line = r"the run failed: reward pattern on record \S+ raised ValueError: the record has no"
+    line = r"the run failed: reward \S+refusing on record \S+ raised ValueError: the record has no"
     with pytest.raises(command.Stop, match=line) as stopped:
-        train(experiment(rewards="pattern"), tmp_path / "run", live=False)
+        train(experiment(rewards=f"{__name__}.refusing"), tmp_path / "run", live=False)
     # With a cause there would be a traceback above the line.
     assert stopped.value.code == command.BUG and stopped.value.__cause__ is None
 

@@ -13,8 +13,6 @@ from research.serve.shapes import Shape, Shapes
 from research.serve.step import step
 from tests.serve.engines import engine, prompt
 
-pytestmark = pytest.mark.older_fusions
-
 # Sums of the same float32 products in another order; log-probabilities are of the order of 5.
 TOLERANCE = 1e-5
 GREEDY = SamplingConfig(temperature=0.0, max_tokens=3)
