@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     opened = load(CHECKPOINT.value, DTYPE.value)
     generation = opened.checkpoint.generation
     speech = open_speech(opened.model, opened.params, opened.tokenizer, generation)
-    speech.tokens.prompt([], opened.config.max_length, config.language, config.task)
+    speech.tokens.check(config.language, config.task)
     written = 0
     for file, samples in _read(arguments):
         segments = [] if samples is None else transcribe(speech, samples, config)

@@ -8,7 +8,7 @@ import pytest
 from research.bench import speech
 
 
-def test_programs_take_turns_and_their_texts_are_compared(tmp_path, monkeypatch):
+def test_programs_take_turns_and_their_texts_are_compared(tmp_path, monkeypatch, caplog):
     turns = []
 
     def writer(name):
@@ -29,5 +29,9 @@ def test_programs_take_turns_and_their_texts_are_compared(tmp_path, monkeypatch)
     assert "1 of 2 texts are equal" in speech.table(result)
     alone = speech.compare(str(tmp_path), files, rounds=1, peers=False)
     assert [row["program"] for row in alone["programs"]] == ["graft"]
+    assert not caplog.messages
+    (tmp_path / "model.bin").unlink()
+    assert len(speech.compare(str(tmp_path), files, rounds=1, peers=True)["programs"]) == 1
+    assert "faster-whisper takes no part" in caplog.text
     with pytest.raises(ValueError, match="--sounds=a.wav,b.wav"):
         speech.compare(str(tmp_path), [], rounds=1, peers=False)

@@ -1,5 +1,6 @@
 """The time in which sounds are written down, beside faster-whisper's on the same machine."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ def compare(checkpoint: str, files: Sequence[str], rounds: int, peers: bool) -> 
     folder = local_path(checkpoint)
     if peers and (folder / FILE).is_file():
         writers["faster-whisper"] = _theirs(folder, sounds)
+    elif peers:
+        logging.warning("faster-whisper takes no part: %s has no %s", folder, FILE)
     texts = {name: write() for name, write in writers.items()}
     taken: dict[str, list[float]] = {name: [] for name in writers}
     for _ in range(rounds):

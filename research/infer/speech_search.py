@@ -73,7 +73,14 @@ class _Texts:
 
 @dataclass(frozen=True)
 class Heard:
-    """A window that has been heard and the prompt that has been read before its text."""
+    """A window that has been heard and the prompt that has been read before its text.
+
+    memory     keys and values of what was heard, as `Model.encode` has them
+    cache      of one row, with the prompt
+    count      tokens of the prompt
+    logits_1V  float32, of what follows the prompt
+    silence    the probability that nothing is said
+    """
 
     memory: Any
     cache: Any
@@ -145,6 +152,8 @@ def _limit(model: Model, heard: Heard) -> int:
 
 
 def _best(texts: _Texts, heard: Heard) -> Text:
+    if not texts.finished:
+        raise ValueError("the model's logits are not finite, so no token follows; see its weights")
     score, ids = max(texts.finished, key=lambda one: one[0])
     return Text(ids, score, heard.silence)
 

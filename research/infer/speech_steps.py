@@ -27,9 +27,9 @@ from research.tree import Tree
 class Rules:
     """What may follow each text.
 
-    words_B    words and not only times and the end
-    least_B    the first time that may, V for none
-    weighed_B  a time must where all times together are likelier than any other token
+    words_B    bool: words may follow, and not only times and the end
+    least_B    int32: the first time that may follow, V for none
+    weighed_B  bool: a time must follow where all times together are likelier than any other token
     """
 
     words_B: jax.Array

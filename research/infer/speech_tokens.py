@@ -45,23 +45,28 @@ class SpeechTokens:
         """The words among the ids as text."""
         return self.tokenizer.decode([n for n in ids if n < self.end])
 
-    def prompt(self, earlier: list[int], longest: int, language: str, task: str) -> list[int]:
-        """The ids before a transcript: the last of the `earlier` ones, less than half of the
-        `longest` text, then what to do. ValueError for a language or a task that the model has
-        not."""
-        ids = [self.earlier, *earlier[-(longest // 2 - 1) :]] if earlier else []
+    def check(self, language: str, task: str) -> None:
+        """ValueError for a language or a task that the model has not; a language of "" is for the
+        model to tell."""
         if task not in TASKS:
             raise ValueError(f"task {task!r} wants one of {', '.join(TASKS)}")
-        if not self.languages:
-            if language not in ("", "en") or task != "transcribe":
-                raise ValueError(
-                    "the model knows English alone and translates nothing; leave out the language "
-                    "and the task, or take a model of several languages"
-                )
-            return [*ids, self.start]
-        if language not in self.languages:
+        if not self.languages and (language not in ("", "en") or task != "transcribe"):
+            raise ValueError(
+                "the model knows English alone and translates nothing; leave out the language "
+                "and the task, or take a model of several languages"
+            )
+        if self.languages and language and language not in self.languages:
             known = ", ".join(sorted(self.languages))
             raise ValueError(f"language {language!r} is none of the model's: {known}")
+
+    def prompt(self, earlier: list[int], longest: int, language: str, task: str) -> list[int]:
+        """The ids before a transcript: the last of the `earlier` ones, less than half of the
+        `longest` text, then what to do. ValueError as of `check`; a model of several languages
+        wants one."""
+        self.check(language, task)
+        ids = [self.earlier, *earlier[-(longest // 2 - 1) :]] if earlier else []
+        if not self.languages:
+            return [*ids, self.start]
         what = self.translate if task == "translate" else self.transcribe
         return [*ids, self.start, self.languages[language], what]
 

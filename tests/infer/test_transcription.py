@@ -69,6 +69,7 @@ def test_a_model_of_several_languages_is_told_which_and_what_to_do(speech):
     told = open_speech(speech.model, speech.params, tokenizer, given)
     assert told.tokens.suppressed[3] and told.tokens.languages == {"en": 42, "de": 43}
     assert told.tokens.prompt([], 20, "de", "translate") == [START, 43, 44]
+    told.tokens.check("", "translate")  # the language is for the model to tell
     with pytest.raises(ValueError, match="'fr' is none of the model's: de, en"):
         told.tokens.prompt([], 20, "fr", "transcribe")
     memory = steps.hear(told.params, sound()[:1], model=told.model)
@@ -107,6 +108,13 @@ def test_texts_are_those_of_ctranslate2(speech, beams):
         assert text.ids == case["ids"]
         assert text.score == pytest.approx(case["score"], abs=TOLERANCE)
         assert text.silence == pytest.approx(case["silence"], rel=1e-3)
+
+
+def test_a_model_whose_logits_are_not_finite_is_told(speech):
+    memory = steps.hear(speech.params, sound()[:1], model=speech.model)
+    heard = listen(speech, memory, [START])
+    with pytest.raises(ValueError, match="logits are not finite"):
+        search(speech, replace(heard, logits_1V=heard.logits_1V * np.nan), 2)
 
 
 def test_texts_are_drawn_by_their_probability(speech):
