@@ -32,7 +32,7 @@ def script(tmp_path_factory):
 @pytest.mark.parametrize(
     "line, offered",
     [
-        ("python -m research.tr", ["research.train"]),
+        ("python -m research.trai", ["research.train"]),
         ("python -m research.train --config=graft:quick", ["quickstart"]),
         ("python -m research.train --workd", ["--workdir"]),
         ("python -m research.fit --tar", ["--target"]),
