@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every command of README.md and research/measured.md as it is written, in a copy of the
 # checkout: long ones with small settings; those that want hardware, hours or an account are listed
-# with the reason. Four to eight minutes on two cores.
+# with the reason. Four to five minutes on two cores.
 #
 #   ./launch/readme.sh
 #   DRY_RUN=1 ./launch/readme.sh     tells what becomes of each and runs none

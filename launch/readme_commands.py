@@ -4,9 +4,10 @@
     python launch/readme_commands.py README.md research/measured.md --run
     python launch/readme_commands.py research/README.md --run     # the first hour, some ten minutes
 
-With --run each is run as it is written, in a copy of the checkout, in the order of the files; where
-it is long, with the further arguments of `SMALL`. Exit code 1 where one fails, or where one is
-neither run nor listed. `launch/readme.sh` calls this in the environment that it makes.
+With --run each is run as it is written, in a copy of the checkout; where it is long, with the
+further arguments of `SMALL`. Two run at once, in the order of the files, and one that uses what
+another makes waits for it. Exit code 1 where one fails, or where one is neither run nor listed.
+`launch/readme.sh` calls this in the environment that it makes.
 """
 
 import os
@@ -17,12 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 # What a line or a piece of code begins with to be a command, in a file of prose and pictures.
 BEGINNINGS = ("python -m ", "./launch/", "pip ", "pytest ", "git ", "from research import ")
 LIMIT = 240  # seconds of a command, about five times what any takes on two quiet cores
+AT_ONCE = 2  # a command keeps little more than one core busy
 
 # Commands that are not run, by a pattern of how they begin, with the reason.
 LISTED = {
@@ -130,6 +133,15 @@ def decide(written: str) -> Command:
     return Command(written, reason, "" if reason or not small else small[-1], text)
 
 
+def uses(command: Command) -> set[str]:
+    """What a command makes, changes or reads that others do too: runs, checkpoints, a tokenizer."""
+    text = f"{command.written} {command.small}"
+    names = set(re.findall(r"(?:runs|checkpoints)/[\w-]+|\badapter\b|bpe:512", text))
+    if text.startswith("./launch/local.sh"):
+        names |= {"bpe:512"} if "--workdir" in text else {"bpe:512", "runs/quickstart"}
+    return names
+
+
 def missing_files(command: Command, root: Path) -> list[str]:
     """Paths of tests that a listed command names and that are not there."""
     words = shlex.split(command.written)
@@ -195,29 +207,55 @@ def main(arguments: list[str]) -> int:
             for name, text in FILES.items():
                 (folder / name).write_text(text)
         for command in decided:
-            failed += _one(command, root, folder if "--run" in arguments else None)
+            if command.reason or "--run" not in arguments:
+                failed += _listed(command, root)
+        if "--run" in arguments:
+            failed += run_all([command for command in decided if not command.reason], folder)
     listed = sum(bool(command.reason) for command in decided)
     print(f"{len(decided)} commands: {listed} listed, {len(decided) - listed} run, {failed} failed")
     return int(failed > 0)
 
 
-def _one(command: Command, root: Path, folder: Path | None) -> bool:
-    """Whether a command fails; prints a line about it."""
-    shown = f"{command.written}{'  + ' + command.small if command.small else ''}"
-    if command.reason:
-        gone = missing_files(command, root)
-        print(f"listed  {shown}\n        {command.reason}")
-        if gone:
-            print(f"        FAILED: no {', '.join(gone)}")
-        return bool(gone)
-    if folder is None:
-        print(f"run     {shown}")
-        return False
-    code, seconds, end = run(command, folder)
-    print(f"{'ok' if code == 0 else 'FAILED':<7} {seconds:4.0f} s  {shown}", flush=True)
+def run_all(commands: list[Command], folder: Path) -> int:
+    """Runs the commands in a folder, `AT_ONCE` at a time, and prints a line about each. One waits
+    for every earlier one with which it shares what it uses. The number of those that fail."""
+    left, running, failed = list(commands), dict[Future, Command](), 0
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        while left or running:
+            busy = [uses(command) for command in running.values()]
+            for command in list(left):
+                if len(running) < AT_ONCE and not any(uses(command) & names for names in busy):
+                    left.remove(command)
+                    running[pool.submit(run, command, folder)] = command
+                busy.append(uses(command))  # those behind it wait for it, whether it runs or not
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                failed += _told(running.pop(done), *done.result())
+    return failed
+
+
+def _told(command: Command, code: int, seconds: float, end: str) -> bool:
+    """Prints how a command ended; whether it failed."""
+    print(f"{'ok' if code == 0 else 'FAILED':<7} {seconds:4.0f} s  {_shown(command)}", flush=True)
     if code:
         print(f"exit code {code}:\n{end}", flush=True)
     return code != 0
+
+
+def _listed(command: Command, root: Path) -> bool:
+    """Prints what becomes of a command that is not run; whether a file of tests that it names is
+    not there."""
+    gone = missing_files(command, root) if command.reason else []
+    if command.reason:
+        print(f"listed  {_shown(command)}\n        {command.reason}")
+    else:
+        print(f"run     {_shown(command)}")
+    if gone:
+        print(f"        FAILED: no {', '.join(gone)}")
+    return bool(gone)
+
+
+def _shown(command: Command) -> str:
+    return f"{command.written}{'  + ' + command.small if command.small else ''}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import time
 
 import pytest
 
@@ -84,3 +85,29 @@ def test_a_copy_of_the_checkout_has_what_git_has(tmp_path):
         not (tmp_path / ".git").exists()
         and (tmp_path / "launch" / "local.sh").stat().st_mode & 0o100
     )
+
+
+def test_a_command_waits_for_what_it_uses_and_two_run_at_once(tmp_path, monkeypatch, capsys):
+    began, ended = {}, {}
+
+    def slowly(command, folder):
+        began[command.written] = time.monotonic()
+        time.sleep(0.2)
+        ended[command.written] = time.monotonic()
+        return int("bad" in command.written), 0.2, "its last words"
+
+    monkeypatch.setattr(readme, "run", slowly)
+    written = [
+        "./launch/local.sh",
+        "python -m research.compare runs/quickstart runs/b",
+        "bad --target=adapter",
+        "python -m research.goodput runs/b",
+        "good --adapter=adapter",
+    ]
+    assert readme.run_all([readme.Command(one) for one in written], tmp_path) == 1
+    first, compare, bad, goodput, good = written
+    assert began[bad] < ended[first]  # at once
+    assert began[compare] >= ended[first] and began[goodput] >= ended[compare]
+    assert began[good] >= ended[bad]
+    printed = capsys.readouterr().out
+    assert printed.count("ok ") == 4 and "FAILED" in printed and "its last words" in printed
