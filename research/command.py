@@ -193,7 +193,13 @@ def read_config(flag: flags.FlagHolder) -> Any:
         for name, value in flatten(flag.value.to_dict()).items():
             _refuse_store(f"config.{name}", value)
     except OSError as error:
-        raise ValueError(f"the config file cannot be loaded: {_last_line(error)}") from None
+        # ml_collections' words, before it gives the errors of the paths that it tried.
+        named = re.search(r"Attempted \[[^]]*\]:\s+(.+)", str(error))
+        near = shipped.nearest_file(named[1]) if named else ""
+        raise ValueError(
+            f"the config file cannot be loaded: {_last_line(error)}"
+            + (f"; the nearest is {near}" if near else "")
+        ) from None
     return flag.value
 
 

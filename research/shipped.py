@@ -61,6 +61,20 @@ def config_file(name: str) -> Path:
     return known[name]
 
 
+def nearest_file(missing: str) -> str:
+    """What a config file that is not there may have been meant to be: a file of its folder, else a
+    shipped config as `graft:NAME`; "" where there is none of either, or where the file is there."""
+    path = Path(missing)
+    if path.exists():
+        return ""
+    beside = [file.name for file in sorted(path.parent.glob("*.py"))]
+    for name in difflib.get_close_matches(path.name, beside, n=1, cutoff=0.0):
+        return str(path.parent / name)
+    for name in difflib.get_close_matches(path.stem, configs(), n=1, cutoff=0.0):
+        return f"{SCHEME}{name}"
+    return ""
+
+
 def with_files(argv: list[str]) -> list[str]:
     """The command line with `--config=graft:NAME[:ARG]` spelt as `--config=FILE[:ARG]`.
 

@@ -34,7 +34,7 @@ CASES = {
     "unknown field": ([CONFIG, "--config.train.stpes=5"], "steps"),
     "unknown section": ([CONFIG, "--config.trian.steps=5"], "train"),
     "unparsable value": ([CONFIG, "--config.train.steps=many"], "config.train.steps"),
-    "missing config file": (["--config=configs/nothing.py"], "configs/nothing.py"),
+    "missing config file": (["--config=configs/quickstrt.py"], "nearest is configs/quickstart.py"),
     "unknown shipped config": (["--config=graft:quikstart:smoke"], "graft:quickstart"),
     "no config": ([], "--config"),
     "override without a config": (["--config.train.steps=5"], "--config=FILE"),
