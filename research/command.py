@@ -54,6 +54,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         if __name__ == "__main__":
             command.run(main)
     """
+    # Here, as Orbax's import sets a form of its own where there is none ("WARNING:root:").
+    logging.basicConfig(format="%(levelname)s %(message)s")
     code = _guarded(main)
     if code != DONE:
         tell_failure(code)

@@ -111,8 +111,10 @@ def _print_notes(console: Any) -> None:
     handler.emit = lambda note: console.print(  # type: ignore[method-assign]
         note.getMessage(), style="yellow", markup=False, soft_wrap=True
     )
-    # Other libraries log under names of their own.
+    # Other libraries log under names of their own, and go on to standard error.
     handler.addFilter(lambda note: note.name == "root")
+    for other in logging.getLogger().handlers:
+        other.addFilter(lambda note: note.name != "root")
     logging.getLogger().addHandler(handler)
 
 

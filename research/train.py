@@ -12,7 +12,6 @@ from research import allocator
 if __name__ == "__main__":
     allocator.restart_keeping_memory()  # before JAX is imported
 
-import logging
 import sys
 from pathlib import Path
 
@@ -59,9 +58,6 @@ def main(arguments: list[str]) -> int:
         raise ValueError(
             "--config.train.steps and --config.train.epochs are both given; choose one"
         )
-    logging.basicConfig(
-        level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
-    )
     start_processes()
     result = train(
         from_config(config),

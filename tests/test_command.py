@@ -197,3 +197,21 @@ def test_scripts_add_a_config_only_where_none_is_given():
     given = printed("--config=configs/pretrain.py", "--config.train.steps=50")
     assert "quickstart.py" not in given and given.endswith("--config.train.steps=50 ")
     assert "runs/quickstart" not in printed("--workdir=elsewhere")
+
+
+_WARNS = """
+import logging, sys
+from research import command
+sys.argv = ["research.train"]
+def main(_):
+    import orbax.checkpoint
+    logging.warning("told")
+command.run(main)
+"""
+
+
+def test_a_warning_has_one_form_whatever_libraries_are_imported():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _WARNS], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0 and done.stderr.splitlines()[-1] == "WARNING told"

@@ -122,6 +122,7 @@ def inspect(*arguments: str) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout and "Traceback" not in done.stderr
+    assert "WARNING" not in done.stderr  # notes are a part of the answer, and are there once
     return done.stdout
 
 

@@ -7,7 +7,6 @@ not end well ends the process, with the exit code and the last words of `researc
 the end of the process that asks, which closes standard input.
 """
 
-import logging
 import os
 import queue
 import sys
@@ -28,9 +27,6 @@ def main(_: list[str]) -> int:
     asked: queue.Queue[tuple[int, Path] | None] = queue.Queue()
     busy = threading.Event()
     threading.Thread(target=_listen, args=(asked, busy), daemon=True).start()
-    logging.basicConfig(
-        level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr
-    )
     while (job := asked.get()) is not None:
         until, cell = job
         _print_to(cell / "output.log")
