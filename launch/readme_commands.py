@@ -24,7 +24,7 @@ from pathlib import Path
 
 # What a line or a piece of code begins with to be a command, in a file of prose and pictures.
 BEGINNINGS = ("python -m ", "./launch/", "pip ", "pytest ", "git ", "from research import ")
-LIMIT = 240  # seconds of a command, about five times what any takes on two quiet cores
+LIMIT = 240  # seconds of a command, about three times what any takes beside another
 AT_ONCE = 2  # a command keeps little more than one core busy
 
 # Commands that are not run, by a pattern of how they begin, with the reason.
