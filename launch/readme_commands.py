@@ -136,7 +136,8 @@ def decide(written: str) -> Command:
 def uses(command: Command) -> set[str]:
     """What a command makes, changes or reads that others do too: runs, checkpoints, a tokenizer."""
     text = f"{command.written} {command.small}"
-    names = set(re.findall(r"(?:runs|checkpoints)/[\w-]+|\badapter\b|bpe:512", text))
+    names = set(re.findall(r"(?:runs|checkpoints)/[\w-]+|bpe:512", text))
+    names |= set(re.findall(r"--(?:source|target|checkpoint|adapter)=([\w/-]+)(?=\s|$)", text))
     if text.startswith("./launch/local.sh"):
         names |= {"bpe:512"} if "--workdir" in text else {"bpe:512", "runs/quickstart"}
     return names

@@ -104,7 +104,7 @@ def test_a_command_waits_for_what_it_uses_and_two_run_at_once(tmp_path, monkeypa
         "python -m research.compare runs/quickstart runs/b",
         "bad --target=adapter",
         "python -m research.goodput runs/b",
-        "good --adapter=adapter",
+        "good --checkpoint=adapter",
     ]
     assert readme.run_all([readme.Command(one) for one in written], tmp_path) == 1
     first, compare, bad, goodput, good = written
