@@ -62,8 +62,9 @@ def config_file(name: str) -> Path:
 
 
 def nearest_file(missing: str) -> str:
-    """What a config file that is not there may have been meant to be: a file of its folder, else a
-    shipped config as `graft:NAME`; "" where there is none of either, or where the file is there."""
+    """What a config file that is not there may have been meant to be: the file of its folder
+    with the name most like it, else a shipped config as `graft:NAME`. "" where there is neither, or
+    where the file itself is there."""
     path = Path(missing)
     if path.exists():
         return ""

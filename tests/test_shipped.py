@@ -120,7 +120,8 @@ def test_a_wheel_trains_and_generates_outside_the_checkout(tmp_path, wheel):
 
 
 def test_a_config_file_that_is_not_there_has_a_nearest_one(tmp_path):
-    assert shipped.nearest_file("configs/quickstrt.py") == "configs/quickstart.py"
+    configs = f"{ROOT}/configs"
+    assert shipped.nearest_file(f"{configs}/quickstrt.py") == f"{configs}/quickstart.py"
     (tmp_path / "quick.py").write_text("")
     assert shipped.nearest_file(f"{tmp_path}/quik.py") == f"{tmp_path}/quick.py"
     assert shipped.nearest_file(f"{tmp_path}/no_folder/quickstrt.py") == "graft:quickstart"
