@@ -1,6 +1,7 @@
 """Eight fake CPU devices, strict JAX, and caches of this test session only."""
 
 import functools
+import gc
 import os
 import tempfile
 from collections.abc import Generator
@@ -18,6 +19,8 @@ os.environ["XLA_FLAGS"] = (
 _SHARED = os.environ.setdefault("GRAFT_TEST_CACHE", tempfile.mkdtemp(prefix="graft-tests-"))
 os.environ["GRAFT_CACHE"] = _SHARED
 os.environ["GRAFT_ALLOCATOR"] = "system"
+# A tenth of the suite's time goes into writing each operation's Python lines into its program.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +36,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", os.path.join(_SHARED, "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+# Tracing makes objects by the million and few circles: Python looks for those very often.
+gc.set_threshold(200_000, 20, 100)
 
 # Asked before the compiler's function is replaced below.
 _OPTIONS = [OLDER_FUSIONS] if known(*OLDER_FUSIONS) else []

@@ -261,7 +261,7 @@ def test_other_objectives_train_end_to_end(family, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_cleanly_with_a_checkpoint(number, tmp_path):
+def test_a_run_says_what_it_takes_and_a_signal_ends_it_with_a_checkpoint(number, tmp_path):
     workdir = tmp_path / "stopped"
     command = [
         sys.executable,
@@ -275,12 +275,15 @@ def test_a_signal_ends_cleanly_with_a_checkpoint(number, tmp_path):
         "--config.checkpoint.every=1000000",
     ]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ)
+    said = ""
     for line in process.stderr:
         if line.startswith("step"):
             break
+        said += line
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 42, errors
     saved = int(errors.split("is saved in")[0].split("step ")[-1].replace(",", ""))
     assert (workdir / "checkpoints" / str(saved)).is_dir() and (workdir / "report.html").exists()
     assert "Traceback" not in errors
+    assert "tokens in 1,000,000 steps of" in said and "1,000,000 steps take at least" in said

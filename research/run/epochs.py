@@ -7,6 +7,7 @@ from research.data.corpus import Corpus
 from research.data.mixture import Mixture
 from research.experiment.config import Experiment
 from research.run.program import Program
+from research.training.progress import short_number
 
 # Readings of the same data after which a line says so: fine-tuning takes 1 to 10.
 MANY = 100
@@ -37,15 +38,16 @@ def with_steps(program: Program, corpus: Corpus) -> Experiment:
 
 def reading(program: Program, documents: int, windows: int) -> str:
     """A line on how often a run reads its data: "37 conversations make 2 windows of 1,024 tokens;
-    500 steps of 8 are 2,000 epochs"."""
+    4.1M tokens in 500 steps of 8 are 2,000 epochs"."""
     e, batch = program.experiment, program.batch_size
     epochs = e.train.steps * batch / e.objective.rows_of_window / windows
+    tokens = e.train.steps * batch * e.data.sequence_length
     objective = program.objective
     # Conversations, preferences and the like by their name.
     what = objective.reads if objective.answers_chats or objective.writes_texts else "documents"
     line = (
         f"{documents:,} {what} make {windows:,} windows of {e.data.sequence_length:,} tokens; "
-        f"{e.train.steps:,} steps of {batch:,} are "
+        f"{short_number(tokens)} tokens in {e.train.steps:,} steps of {batch:,} are "
         f"{f'{epochs:,.0f}' if epochs >= 10 else f'{epochs:.3g}'} epochs"
     )
     if epochs < MANY:

@@ -9,10 +9,9 @@ from jax.experimental import multihost_utils
 
 from research import command, tree
 from research.data.chat import endless_turns
-from research.devices.table import peak_flops
 from research.models import pipeline
 from research.run.appraisal import sample
-from research.run.program import Program
+from research.run.least_time import published_rate
 from research.run.rewind import end_of_skipping
 from research.run.saving import remedy
 from research.run.session import Session
@@ -32,7 +31,7 @@ def open_log(session: Session, live: bool | None) -> RunLog:
         e.train.steps,
         start_step=session.start_step,
         flops_per_token=train_flops_per_token(e.model, e.data.sequence_length),
-        peak_flops=_peak_flops(session.program),
+        peak_flops=published_rate(session.program),
         wandb=e.logging.wandb,
         config=e.to_json(),
         # One process writes the files of the run; the others would write the same lines.
@@ -152,11 +151,3 @@ def log_sample(
         return
     if written is not None:
         log.sample(step, *written)
-
-
-def _peak_flops(program: Program) -> float | None:
-    """Published peak FLOP/s of all devices of the mesh together; None for unknown devices."""
-    device = program.mesh.devices.flat[0]
-    peak = peak_flops(device.device_kind, program.experiment.precision.compute)
-    # The type of the products decides: a chip multiplies bfloat16 faster than float32.
-    return peak and peak * program.mesh.size

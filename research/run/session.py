@@ -20,6 +20,7 @@ from research.interop.storage.generation import FILE as GENERATION
 from research.run.appraisal import Appraisal, make_appraisal
 from research.run.epochs import reading, training_windows
 from research.run.feed import Feed
+from research.run.least_time import least_time
 from research.run.program import Program
 from research.run.reference_scores import ReferenceScores, first_print
 from research.run.resumed import changes, compare_configs, config_before, refuse_other_inputs
@@ -107,6 +108,7 @@ def prepare(
         notes.append(line)
     documents = sum(len(source.train) for source, _ in corpus.sources)
     notes.append(reading(program, documents, sum(windows.sizes)))
+    notes += least_time(program, program.experiment.train.steps - start_step)
     # Processes share the workdir, so one of them writes.
     if jax.process_index() == 0:
         _record(experiment, workdir, corpus, program, start_step)

@@ -48,7 +48,8 @@ def test_a_run_by_epochs_has_its_steps_from_all_parts_of_the_data():
         (
             500,
             2,
-            "37 conversations make 2 windows of 64 tokens; 500 steps of 8 are 2,000 epoch",
+            "37 conversations make 2 windows of 64 tokens; 256k tokens in 500 steps of 8 are 2,000 "
+            "epochs",
             True,
         ),
         (5, 100, "5 steps of 8 are 0.4 epochs", False),
