@@ -63,7 +63,7 @@ def inspect_sound(source: bytes | Path, frames: int) -> tuple[str, ...]:
 def too_long(samples: int, frames: int) -> str:
     """Why a sound of so many samples does not fit into the frames of an encoder."""
     return (
-        f"it lasts {samples / RATE:.1f} s, over the {frames / 100:g} s that the model's encoder "
+        f"it lasts {samples / RATE:.2f} s, over the {frames / 100:g} s that the model's encoder "
         f"reads at once (model.sound.frames={frames}); cut it, or set more frames"
     )
 
