@@ -97,9 +97,9 @@ def _commands(c) -> None:
     c.data.sequence_length = 104
     c.optimizer.learning_rate = 1e-3
     c.precision.compute = "float32"
-    c.train.steps = 60
+    c.train.steps = 30
     c.train.log_every = 5
-    c.train.eval_every = c.checkpoint.every = 60
+    c.train.eval_every = c.checkpoint.every = 30
 
 
 def _from_scratch(c, length: int) -> None:
