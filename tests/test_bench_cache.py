@@ -1,4 +1,4 @@
-"""The benchmark of rounded caches: the exact one has the model's own perplexity, others less memory."""
+"""The benchmark of rounded caches: the exact one has the model's perplexity, others less memory."""
 
 from types import SimpleNamespace
 
