@@ -95,8 +95,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _write(*inputs: Any, prompts: Sequence[Prompt]) -> None:
-    """Prints the continuations of `prompts`; `inputs` are the arguments of `batch.write`."""
-    from research.serve.batch import stream, write
+    """Prints the continuations of `prompts`; `inputs` are the arguments of `decode.generate`."""
+    from research.infer.decode import stream
+    from research.serve.batch import write
 
     # JSON needs all of a text; a single one is printed as it is written.
     if JSON.value:

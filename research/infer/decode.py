@@ -1,11 +1,12 @@
 """Generation of text by a loop over one batch: `generate` returns whole continuations, `stream`
 yields them in pieces.
 
-Commands, conversations, jobs and evaluations write with the engine (`research.serve.batch`), whose
-texts are these. The loop writes what no engine runs: texts that begin with an encoder's, images,
-texts beyond a model's positions or its first rotation, and those whose tokens or rows a mesh
-splits; beams are `research.infer.beam`. It also writes the rollouts of `engine="batch"`, the sample
-of a training run and `research.load(...).generate`.
+Conversations, jobs, evaluations and generation from several prompts write with the engine on a CPU
+(`research.serve.batch`), whose texts are these. The loop writes what no engine runs: texts that
+begin with an encoder's, images, texts beyond a model's positions or its first rotation, and those
+whose tokens or rows a mesh splits; beams are `research.infer.beam`. It also writes single prompts,
+all on an accelerator, the rollouts of `engine="batch"`, the sample of a training run and
+`research.load(...).generate`.
 """
 
 import logging

@@ -1,8 +1,7 @@
-"""The engine as two functions: `write` continues prompts as `research.infer.decode.generate` does,
-and `stream` as the function of that name there.
+"""The engine as a function: `write` continues prompts as `research.infer.decode.generate` does.
 
-They read what prompts have in common once, such as the prompt of a group of samples or the examples
-in front of questions, and a text that ends makes room for the next one; but they come back to the
+It reads what prompts have in common once, such as the prompt of a group of samples or the examples
+in front of questions, and a text that ends makes room for the next one; but it comes back to the
 host for every token, where the loop writes up to 32 in one call.
 """
 
@@ -15,7 +14,6 @@ import jax
 
 from research.data.tokenizers import Tokenizer
 from research.devices.backend import platform
-from research.infer import decode
 from research.infer.decode import ROWS, Generation, generate
 from research.infer.padding import bucket, chunk_size, row_count
 from research.infer.progress import reading
@@ -42,7 +40,8 @@ def write(
     and errors these are; what an engine does not run (`fits`) is left to it."""
     asked = model, params, tokenizer, prompts, config
     ids = [prompt_ids(tokenizer, prompt, config.bos) for prompt in prompts]
-    if not fits(model, params, ids, config):
+    # One prompt has nothing to share and nobody to make room for.
+    if len(ids) < 2 or not fits(model, params, ids, config):
         return generate(*asked)
     engine = _engine(*asked, ids)
     found = engine.generate(_requests(ids, config))
@@ -50,23 +49,6 @@ def write(
         Generation(prompt, text.text, text.token_ids, text.logprobs, text.finish)
         for prompt, text in zip(prompts, found)
     ]
-
-
-def stream(
-    model: Model,
-    params: Tree,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Prompt],
-    config: SamplingConfig = SamplingConfig(),
-) -> Iterator[tuple[int, str]]:
-    """Yields (index of the prompt, piece of its text) as soon as a piece can no longer change, as
-    `research.infer.decode.stream` does, and is left to it where `write` is left to the loop."""
-    asked = model, params, tokenizer, prompts, config
-    ids = [prompt_ids(tokenizer, prompt, config.bos) for prompt in prompts]
-    if not fits(model, params, ids, config):
-        yield from decode.stream(*asked)
-        return
-    yield from pieces(_engine(*asked, ids), _requests(ids, config))
 
 
 def pieces(engine: Engine, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 LEAST_CHUNK = 16  # tokens; below it a product reads its weights, which take as long for 16 as for 1
 LEAST_KEYS = 128  # tokens
 TOGETHER = 1024  # tokens that fill a processor, however many are read of one text
+LEAST_TOGETHER = 32  # tokens of each of many texts
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,10 @@ class Shapes:
     texts that go on where there is any; `drafts` tokens guessed ahead where any text has a guess,
     and nothing is read beside.
 
-    `few`: `rows` texts go on and `pages` are looked at in every step, and one text is read or as
-    many as have `TOGETHER` tokens, `chunk` of each: two or three programs, which do more than a
-    small step needs, for a batch that is written once."""
+    `few`: `rows` texts go on and `pages` are looked at in every step. Read are `chunk` tokens of
+    one text, or of as many as have `TOGETHER` tokens, or a few tokens of all: those behind a
+    beginning that they share. These are two to four programs, which do more than a small step
+    needs, for a batch that is written once."""
 
     rows: int
     chunk: int
@@ -97,8 +99,9 @@ class Shapes:
     def parts(self) -> list[tuple[int, int]]:
         """How many texts may be read in a step, and how many tokens of each."""
         if self.few:
-            reads = min(self.rows, TOGETHER // self.chunk)
-            return [(1, self.chunk), *([(reads, self.chunk)] if reads > 1 else [])]
+            sizes = sorted({self.chunk, min(self.chunk, LEAST_TOGETHER)}, reverse=True)
+            parts = [(min(self.rows, TOGETHER // size), size) for size in sizes]
+            return [(1, self.chunk), *(part for part in parts if part[0] > 1)]
         several = [r for r in _doubled(min(2, self.rows), self.rows, 4) if r > 1]
         parts = [(r, self.chunk // r) for r in several if self.chunk // r >= LEAST_CHUNK]
         return [*((1, chunk) for chunk in self._chunks()), *parts]

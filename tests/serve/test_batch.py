@@ -27,11 +27,6 @@ def test_it_writes_the_texts_of_the_loop():
         assert replace(got, logprobs=()) == replace(want, logprobs=())
         # Sums of the same float32 products in another order.
         np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)
-    pieces = [""] * len(asked)
-    for index, piece in batch.stream(*model(), Letters(), asked, SAMPLED):
-        assert piece
-        pieces[index] += piece
-    assert pieces == [want.text for want in wants]
 
 
 @pytest.mark.parametrize(
@@ -40,14 +35,15 @@ def test_it_writes_the_texts_of_the_loop():
 def test_what_the_engine_does_not_run_is_left_to_the_loop(name, tokens, monkeypatch):
     monkeypatch.setattr(batch, "generate", lambda *asked: asked)
     config = replace(SAMPLED, max_tokens=tokens)
-    asked = Model(FAMILIES[name]), {}, Letters(), [prompt(5)], config
+    asked = Model(FAMILIES[name]), {}, Letters(), [prompt(5), prompt(4)], config
     assert batch.write(*asked) == asked
 
 
-def test_what_a_mesh_splits_by_rows_is_left_to_the_loop(monkeypatch):
+def test_a_mesh_of_rows_processes_cards_and_one_prompt_are_left_to_the_loop(monkeypatch):
     monkeypatch.setattr(batch, "generate", lambda *asked: "loop")
     monkeypatch.setattr(batch.Engine, "generate", lambda engine, requests: [])
-    asked = *model(), Letters(), [prompt(5)], SAMPLED
+    assert batch.write(*model(), Letters(), [prompt(5)], SAMPLED) == "loop"
+    asked = *model(), Letters(), [prompt(5), prompt(4)], SAMPLED
     for mesh, wants in (("fsdp:2", "loop"), ("context:2", "loop"), ("tensor:2", [])):
         with jax.set_mesh(make_mesh(mesh, jax.devices()[:2])):
             assert batch.write(*asked) == wants
@@ -59,11 +55,14 @@ def test_what_a_mesh_splits_by_rows_is_left_to_the_loop(monkeypatch):
 
 def test_few_shapes_have_one_number_of_texts_and_of_pages():
     shapes = list(Shapes(rows=32, chunk=64, pages=40, page_size=16, few=True).all())
-    # One text is read, or the 16 that have 1,024 tokens.
+    # One text is read, or the 16 that have 1,024 tokens, or few tokens of all.
     written, *read = [shape for shape in shapes if not shape.scored]
     assert written == Shape(32, 0, 40)
-    assert read == [Shape(32, 64, 40), Shape(32, 64, 40, reads=16)]
-    assert [(s.texts, s.tokens) for s in read] == [(33, 32 + 64), (48, 32 + 16 * 64)]
+    assert [(s.singles, s.pages, s.reads, s.chunk) for s in read] == [
+        (32, 40, 1, 64), (32, 40, 16, 64), (32, 40, 32, 32),
+    ]  # fmt: skip
+    one = Shapes(rows=1, chunk=64, pages=40, page_size=16, few=True)
+    assert [(s.singles, s.chunk) for s in one.all() if not s.scored] == [(1, 0), (1, 64)]
 
 
 def test_nothing_is_written_of_no_prompts():
