@@ -10,6 +10,9 @@
 The source is a Hugging Face folder, a GGUF file, one of our folders, the workdir of a run (its
 adapters are merged into the base), a package, or a model of the hub (hf:ORG/NAME);
 --adapter=FOLDER merges peft's adapters into it.
+--sound=WHISPER gives a decoder the encoder of a Whisper, and a new projector between the two, to be
+trained by configs/multimodal.py:task=asr.
+
 certificate.json in the target holds the hashes of both sides and the result of converting back and
 comparing bit by bit; `--verify=FOLDER` checks a folder against it again.
 """
@@ -38,6 +41,8 @@ DTYPE = flags.DEFINE_string(
 ADAPTER = flags.DEFINE_string(
     "adapter", "", "a folder of peft's, or a run of adapters, to merge into the source"
 )
+SOUND = flags.DEFINE_string("sound", "", "a Whisper, whose encoder the source is to read sounds by")
+STACK = flags.DEFINE_integer("sound_stack", 5, "states of 20 ms that one soft token is made of", 1)
 CERTIFY = flags.DEFINE_bool(
     "certify", True, "compare the result with the source and write certificate.json"
 )
@@ -56,7 +61,7 @@ def main(arguments: list[str]) -> int:
         )
     # Imported here, so that a wrong flag is answered before the seconds that importing JAX takes.
     from research.interop.certificate_lines import describe
-    from research.interop.convert import convert, export_adapter, verify
+    from research.interop.convert import convert, export_adapter, join_sound, verify
 
     if VERIFY.value:
         certificate = verify(Path(VERIFY.value))
@@ -68,6 +73,12 @@ def main(arguments: list[str]) -> int:
             "{bit_equal:,} of {values:,} numbers come back bit by bit".format(**certificate),
             *(f"note: {line}" for line in certificate["notes"]),
         ]
+    elif SOURCE.value and TARGET.value and SOUND.value:
+        if TO.value != "native" or ADAPTER.value:
+            raise ValueError("--sound writes a folder of ours alone; leave --to and --adapter out")
+        names = SOURCE.value, SOUND.value, TARGET.value
+        certificate = join_sound(*names, DTYPE.value, STACK.value)
+        lines = [f"wrote {TARGET.value}", *(f"note: {line}" for line in certificate["notes"])]
     elif SOURCE.value and TARGET.value:
         certificate = convert(
             SOURCE.value, TARGET.value, TO.value, DTYPE.value, CERTIFY.value, ADAPTER.value

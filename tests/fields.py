@@ -73,6 +73,8 @@ SPIKES = {"skip.sigmas": 6.0}
 TWO = {"mesh": "fsdp:2"}
 IMAGE = {f"model.image.{name}": n for name, n in {"layers": 2, "size": 8, "patch": 2}.items()}
 IMAGE |= {"model.image.d_model": 8, "model.image.heads": 2, "model.image.d_ff": 12}
+SOUND = {f"model.sound.{name}": n for name, n in {"layers": 2, "mels": 4, "frames": 20}.items()}
+SOUND |= {"model.sound.d_model": 8, "model.sound.heads": 2, "model.sound.d_ff": 12}
 MEDIA = {**IMAGE, "objective.name": "media_chat"}
 CONTRAST = {**IMAGE, "objective.name": "contrastive"}
 SHUFFLE = {**IMAGE, "model.image.projector": "shuffle"}
@@ -177,6 +179,13 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
         }.items()
     },
     "model.image.merge": (SHUFFLE, 2),
+    **{
+        f"model.sound.{name}": (SOUND, other)
+        for name, other in {
+            **{"layers": 3, "mels": 5, "frames": 40, "d_model": 16, "heads": 4, "d_ff": 16},
+            **{"projector": "linear", "stack": 2, "token": 3},
+        }.items()
+    },
     "model.dropout": ({}, 0.1),
     "model.embedding_noise": ({}, 5.0),
     "model.router_loss": (EXPERTS, 0.1),
@@ -359,6 +368,7 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     (GLOBAL | LEARNED, "model.local_rope_theta", 500.0),
     ({}, "model.image.token", 3),
     (IMAGE, "model.image.merge", 2),
+    ({}, "model.sound.token", 3),
     ({}, "model.rope_scaling.kind", "linear"),
     ({}, "model.rope_scaling.low_factor", 0.5),
     ({}, "model.rope_scaling.high_factor", 8.0),

@@ -26,6 +26,7 @@ from research.models import spec
 from research.models.image_config import ImageConfig
 from research.models.model import Model
 from research.models.parameters import parameter_specs
+from research.models.sound_config import SoundConfig
 from research.objectives.choose import Objective
 from research.parallel.axes import RULES
 from research.parallel.mesh import make_mesh
@@ -90,6 +91,17 @@ def pictures(e: Experiment, folder: Path, monkeypatch) -> object:
     images = jax.ShapeDtypeStruct((1, 2, c.image.size, c.image.size, 3), np.uint8)
     tokens = jax.ShapeDtypeStruct((1, 40), np.int32)
     batch = {"inputs": tokens, "positions": tokens, "segments": tokens, "images": images}
+    hidden = jax.jit(Model(c).hidden).trace(params, batch)
+    return digest(hidden.jaxpr), str(jax.tree.leaves(params))
+
+
+def sounds(e: Experiment, folder: Path, monkeypatch) -> object:
+    """What a model computes of a text with two sounds, with its parameters."""
+    c = e.model
+    params = spec.abstract(parameter_specs(c), np.float32)
+    mel = jax.ShapeDtypeStruct((1, 2, c.sound.frames, c.sound.mels), np.float32)
+    tokens = jax.ShapeDtypeStruct((1, 40), np.int32)
+    batch = {"inputs": tokens, "positions": tokens, "segments": tokens, "sounds": mel}
     hidden = jax.jit(Model(c).hidden).trace(params, batch)
     return digest(hidden.jaxpr), str(jax.tree.leaves(params))
 
@@ -349,6 +361,7 @@ def skipped(e: Experiment, folder: Path, monkeypatch) -> object:
 
 PROBES = {
     **{f"model.image.{field.name}": pictures for field in dataclasses.fields(ImageConfig)},
+    **{f"model.sound.{field.name}": sounds for field in dataclasses.fields(SoundConfig)},
     **dict.fromkeys(("data.sequence_length", "data.batch_size"), program),
     **dict.fromkeys(("data.batch_size_per_device", "train.accumulate", "train.seed"), program),
     **dict.fromkeys((f"objective.policy.{n}" for n in SAMPLED), sampled),

@@ -27,6 +27,7 @@ class Batch(TypedDict, total=False):
     reference: Any  # float32 [B, T], log p of the target under the reference model, in nats
     shares: Any  # float32 [B, T], what the target counts in the mean of the loss
     images: Any  # uint8 [B, M, h, w, 3], in the order of their places in the row; unused ones are 0
+    sounds: Any  # float32 [B, M, frames, mels], log-mel frames likewise
     blocks: Any  # int32 [B, T], equal for tokens that see each other whole, see models/soft.py
     encoder_inputs: Any  # int32 [B, S]
     encoder_segments: Any  # int32 [B, S], segment i is what segment i of the decoder looks at

@@ -15,18 +15,21 @@ from research.data.tokenizers import Tokenizer
 # medium: no tokenizer has one for it, and texts have no use for these.
 _MARKS = {kind: chr(0xE0F0 + number) for number, kind in enumerate(KINDS)}
 _KIND_OF = {mark: kind for kind, mark in _MARKS.items()}
+_NOTHING = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
 _MARK = re.compile(f"([{''.join(_KIND_OF)}])")
 
 
 class MediaEncoder(ChatEncoder):
     """`ChatEncoder` for contents in parts {"type": "text", "text"} and {"type": KIND}. A medium
-    becomes `tokens` places of id `token` for each of its blocks, which are never learnt."""
+    becomes the places of its kind (`SoftTokens.places`), which are never learnt."""
 
     def __init__(self, tokenizer: Tokenizer, soft: SoftTokens):
         super().__init__(tokenizer)
         self._soft = soft
-        self.vocab_size = max(self.vocab_size, soft.token + 1)
-        shape = (soft.token, soft.tokens, soft.frames, soft.video_frames)
+        self.vocab_size = max(self.vocab_size, max(soft.ids) + 1)
+        shape: tuple[int, ...] = (soft.token, soft.tokens, soft.frames, soft.video_frames)
+        if soft.sound:
+            shape += (soft.sound.token, soft.sound.tokens)
         self.fingerprint = digest("media", self.fingerprint, *map(str, shape))
 
     def encode_batch(
@@ -34,26 +37,45 @@ class MediaEncoder(ChatEncoder):
     ) -> list[tuple[list[int], list[bool]] | ChatRefused]:
         """As of `ChatEncoder`; ChatRefused also for a text with the id of a place of its own, and
         one in which the template has left out a medium."""
-        marked = [[_marked(message) for message in messages] for messages in conversations]
-        encoded = super().encode_batch(marked, tools)
-        return [
-            one if isinstance(one, ChatRefused) else self._checked(one, messages)
-            for one, messages in zip(encoded, conversations)
+        refused = [self._refused(messages) for messages in conversations]
+        # One that is refused is a text without media, to keep its place.
+        marked = [
+            [_marked(message) for message in messages] if one is None else _NOTHING
+            for one, messages in zip(refused, conversations)
         ]
+        found = zip(refused, super().encode_batch(marked, tools), conversations)
+        return [
+            no or (one if isinstance(one, ChatRefused) else self._checked(one, messages))
+            for no, one, messages in found
+        ]
+
+    def _refused(self, messages: Messages) -> ChatRefused | None:
+        """Why a conversation with media that the model has no encoder for is refused."""
+        try:
+            for message in messages:
+                for part in message["content"]:
+                    if part["type"] != "text":
+                        self._soft.places(part["type"])
+        except ValueError as error:
+            return ChatRefused(str(error))
+        return None
 
     def _checked(
         self, encoded: tuple[list[int], list[bool]], messages: Messages
     ) -> tuple[list[int], list[bool]] | ChatRefused:
         ids, mask = encoded
         kinds = [p["type"] for m in messages for p in m["content"] if p["type"] != "text"]
-        wanted = sum(self._soft.blocks(kind) for kind in kinds) * self._soft.tokens
-        if ids.count(self._soft.token) != wanted:
-            return ChatRefused(
-                f"the rendered text has {ids.count(self._soft.token)} places of soft tokens where "
-                f"its media take {wanted}; the chat template leaves one out, or the text has the "
-                f"token of a place, id {self._soft.token}"
-            )
-        return ids, [said and token != self._soft.token for token, said in zip(ids, mask)]
+        wanted = dict.fromkeys(self._soft.ids, 0)
+        for token, count in map(self._soft.places, kinds):
+            wanted[token] += count
+        for token, count in wanted.items():
+            if ids.count(token) != count:
+                return ChatRefused(
+                    f"the rendered text has {ids.count(token)} places of soft tokens where its "
+                    f"media take {count}; the chat template leaves one out, or the text has the "
+                    f"token of a place, id {token}"
+                )
+        return ids, [said and token not in wanted for token, said in zip(ids, mask)]
 
     def _align(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         # A place ends a stretch of text as a special token does, so stretches are encoded apart.
@@ -68,8 +90,8 @@ class MediaEncoder(ChatEncoder):
         start = 0
         for number, piece in enumerate(pieces):
             if number % 2:
-                count = self._soft.blocks(_KIND_OF[piece]) * self._soft.tokens
-                ids += [self._soft.token] * count
+                token, count = self._soft.places(_KIND_OF[piece])
+                ids += [token] * count
                 places += [(start, start + 1)] * count
             else:
                 own, at = next(words)

@@ -85,7 +85,9 @@ def _messages(row: Mapping[str, Any], columns: Mapping[str, str]) -> list[dict[s
     if "text" in columns:  # a caption
         text = read_caption(row, columns)["text"]
         question = row.get(columns.get("question", "")) if "question" in columns else None
-        asked = [{"role": "user", "content": str(question or "Describe it.")}]
+        heard = row.get(columns.get("audio", "audio")) is not None
+        usual = "Write down what is said." if heard else "Describe it."
+        asked = [{"role": "user", "content": str(question or usual)}]
         return conversations.checked([*asked, {"role": "assistant", "content": text}])
     listed = conversations.listed(row, columns["messages"])
     spelt = [_spelt(message) if isinstance(message, Mapping) else message for message in listed]

@@ -1,5 +1,7 @@
 """Windows of conversations with media, and of media with captions."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from research.data.census import Census
 from research.data.chat_windows import PackedConversations
 from research.data.documents import Documents
 from research.data.media.decoded import Decoder
+from research.data.media.kinds import Medium
 from research.data.media.soft_tokens import SoftTokens
 from research.data.media_encoder import MediaEncoder
 from research.data.media_survey import Surveyed
@@ -21,7 +24,8 @@ class PackedMedia:
     """`PackedConversations` with their media: `[i]` has also
 
     images  uint8 [M, size, size, 3], those of the row in the order of their places, black behind;
-            M is `most_blocks(length) * frames`, whatever the row holds
+            as many as a row has room for (`SoftTokens.empty`), whatever it holds
+    sounds  float32 [M, frames, mels], log-mel frames likewise; each for models that read them
 
     A conversation that is cut loses a medium whole: the cut is moved before its places. One whose
     media are broken within has no loss, see `Decoder`.
@@ -41,26 +45,32 @@ class PackedMedia:
         return len(self._windows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        window, soft = self._windows[index], self._soft
-        most = soft.most_blocks(self.length) * soft.frames
-        images = np.zeros((most, soft.size, soft.size, 3), np.uint8)
-        at = 0
+        window, filled = self._windows[index], {"images": 0, "sounds": 0}
+        media = self._soft.empty(self.length)
         for segment, which in enumerate(self._windows.members(index), 1):
             inside = window["segments"] == segment
-            count = int(np.sum(inside & (window["tokens"] == soft.token))) // soft.tokens
             place = int(self._places[which])
-            media, left = [], count
-            for medium in self._documents.media(place):
-                left -= soft.blocks(medium.kind)
-                if left < 0:
-                    break
-                media.append(medium)
-            read, whole = self._decoder.images(media, self._documents[place]["path"])
-            images[at : at + len(read)] = read
-            at += len(read)
-            if not whole:
+            kept = self._kept(window["tokens"][inside], self._documents.media(place))
+            read = self._decoder.read(kept, self._documents[place]["path"])
+            for name, rows in media.items():
+                own = getattr(read, name)
+                rows[filled[name] : filled[name] + len(own)] = own
+                filled[name] += len(own)
+            if not read.whole:
                 window["assistant"] = np.where(inside, 0, window["assistant"])
-        return {**window, "images": images}
+        return {**window, **media}
+
+    def _kept(self, tokens: np.ndarray, media: Sequence[Medium]) -> list[Medium]:
+        """Those of a record's media whose places are among the tokens: a cut loses the last."""
+        left = {token: int(np.sum(tokens == token)) for token in self._soft.ids}
+        kept = []
+        for medium in media:
+            token, count = self._soft.places(medium.kind)
+            left[token] -= count
+            if left[token] < 0:
+                break
+            kept.append(medium)
+        return kept
 
 
 def cut_ends(store: TokenStore, length: int, soft: SoftTokens) -> np.ndarray:
@@ -70,9 +80,10 @@ def cut_ends(store: TokenStore, length: int, soft: SoftTokens) -> np.ndarray:
     for row in np.flatnonzero(ends < store.offsets[1:]):
         start, end = int(store.offsets[row]), int(ends[row])
         # Places of one medium with several blocks, too, stand or fall together.
-        within = np.asarray(store.ids[start : int(store.offsets[row + 1])]) == soft.token
-        if within[end - start] and within[end - start - 1]:
-            before = np.flatnonzero(~within[: end - start])
+        ids = np.asarray(store.ids[start : int(store.offsets[row + 1])])
+        cut = int(ids[end - start])
+        if cut in soft.ids and ids[end - start - 1] == cut:
+            before = np.flatnonzero(ids[: end - start] != cut)
             ends[row] = start + (int(before[-1]) + 1 if len(before) else 0)
     return ends
 
@@ -127,22 +138,25 @@ class Captioned:
         positions[: len(ids)] = np.arange(len(ids))
         place = int(self._places[row])
         media = self._documents.media(place)[:1]
-        images, whole = self._decoder.images(media, self._documents[place]["path"])
+        read = self._decoder.read(media, self._documents[place]["path"])
         window = {"tokens": tokens, "segments": segments, "positions": positions}
-        return {**window, "images": images, "whole": np.array([whole], np.int32)}
+        return {**window, "images": read.images, "whole": np.array([read.whole], np.int32)}
 
 
 def caption_windows(documents: Any, options: WindowOptions) -> Captioned:
     """One window for each captioned medium, in the order of the documents."""
-    soft, surveyed = _opened(documents, options)
+    # Sounds have no vector beside texts.
+    pictures = options.soft and replace(options.soft, sound=None)
+    soft, surveyed = _opened(documents, replace(options, soft=pictures))
     return Captioned(surveyed, options.tokens(surveyed, "text"), options, soft)
 
 
 def _opened(documents: Documents, options: WindowOptions) -> tuple[SoftTokens, Surveyed]:
-    if options.soft is None:
+    if options.soft is None or not options.soft.ids:
         raise ValueError(
-            "the data have media and the model has no encoder for them; set config.model.image"
+            "the data have media and the model has no encoder for them; set config.model.image, or "
+            "config.model.sound for sounds"
         )
     if not hasattr(documents, "media"):
         raise ValueError("the source has no media; name a file, a folder or a shard with some")
-    return options.soft, Surveyed(documents, Path(options.cache))
+    return options.soft, Surveyed(documents, Path(options.cache), options.soft)

@@ -269,7 +269,7 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
     whole = {"init": "", "mesh": "", "axes": {}, "evals": {}, **values, **sections}
     model = dataclasses.asdict(ModelConfig())
     # Sections inside a section, which the merge above has taken whole.
-    inner = {n: {**model[n], **whole["model"][n]} for n in ("rope_scaling", "image")}
+    inner = {n: {**model[n], **whole["model"][n]} for n in ("rope_scaling", "image", "sound")}
     whole["model"] = reset_unused(ModelConfig, {**whole["model"], **inner})
 
     # The section "objective" has the settings of all objectives; only those of its own are in use.

@@ -71,11 +71,7 @@ class Target:
         if self.platform == "cpu":
             return _cpu_devices(self)
         # Looked for before JAX is imported, whose own error would not name the extra.
-        package = _COMPILERS[self.platform]
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"target {self.name!r} wants the package {package}; pip install '.[fit]' brings it"
-            )
+        self.refuse_without_compiler()
         import jax
         from jax.experimental import topologies
 
@@ -85,11 +81,19 @@ class Target:
                 devices = topologies.get_topology_desc(**_topology(self)).devices
         except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
             # Only the first line says what is wrong; more may follow for the compiler's developers.
-            reason = str(error).splitlines()[0]
+            package, reason = _COMPILERS[self.platform], str(error).splitlines()[0]
             raise ValueError(
                 f"target {self.name!r} is unknown to the compiler in {package}: {reason}"
             ) from None
         return list(devices)  # in the order of slices and nodes
+
+    def refuse_without_compiler(self) -> None:
+        """ValueError, with the extra that brings it, where the compiler is not installed."""
+        package = _COMPILERS.get(self.platform)
+        if package and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"target {self.name!r} wants the package {package}; pip install '.[fit]' brings it"
+            )
 
     @property
     def compiler_options(self) -> dict[str, Any] | None:

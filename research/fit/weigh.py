@@ -48,14 +48,19 @@ class Weights:
     table: str
 
 
+def abstract_program(experiment: Experiment, count: int) -> Program:
+    """The program of a run on `count` devices that are not made, without its data: it can be asked
+    for sizes, specs and shardings. ValueError for a mesh that so many devices do not make."""
+    shape, types = mesh_shape(experiment.mesh, count), (AxisType.Explicit,) * len(MESH_AXES)
+    mesh = AbstractMesh(shape, MESH_AXES, types)
+    return Program(experiment, with_teacher(experiment, objective_without_data(experiment)), mesh)
+
+
 def weigh(experiment: Experiment, target: Target) -> Weights:
     """The parameters of a run on a target. ValueError for a mesh that its devices do not make."""
     e, c = experiment, experiment.model
-    mesh = AbstractMesh(
-        mesh_shape(e.mesh, target.count), MESH_AXES, (AxisType.Explicit,) * len(MESH_AXES)
-    )
-    # No devices are made: the specs of parameters and their shardings are all that is asked of it.
-    program = Program(e, with_teacher(e, objective_without_data(e)), mesh)
+    program = abstract_program(e, target.count)
+    mesh = program.mesh
     itemsize, layers = e.precision.compute_dtype.itemsize, c.layers + c.encoder_layers
     trainable = abstract(program.trainable_specs, e.precision.param_dtype, mesh, program.rules)
     frozen = list(program.abstract_held.values())

@@ -15,6 +15,7 @@ from research.interop.adapter_check import check_adapter
 from research.interop.beside import lost
 from research.interop.contents import written_out
 from research.interop.formats import FLOATS, FORMATS, check_target
+from research.interop.heard import with_encoder
 from research.interop.load import local_path, open_checkpoint
 from research.interop.merged import merge_adapter
 from research.interop.peft.tokens import grown_tables, write_tokens
@@ -25,6 +26,7 @@ from research.interop.storage.finite import cast, checked
 from research.interop.storage.generation import end_ids
 from research.interop.storage.label_names import read_label_names
 from research.interop.storage.tensors import as_dtype
+from research.models.sound_config import SoundConfig
 from research.weights.rules import is_leaf
 
 
@@ -79,6 +81,34 @@ def _open(source: str | Path, adapter: str | Path) -> Checkpoint:
     except BaseException:
         checkpoint.close()
         raise
+
+
+def join_sound(
+    source: str | Path,
+    sound: str | Path,
+    target: str | Path,
+    dtype: str = "",
+    stack: int = SoundConfig.stack,
+) -> dict[str, Any]:
+    """Writes the decoder `source`, reading sounds by the encoder of the Whisper `sound`, as a new
+    folder `target` of ours: see `research.interop.heard.with_encoder`. `stack` states make a soft
+    token. Returns {"notes": lines for the user}: two checkpoints have no way back to certify.
+    ValueError as of `convert`, and for models that cannot be joined.
+    """
+    check_target("native", dtype)
+    with open_checkpoint(source) as decoder, open_checkpoint(sound) as encoder:
+        with building(target) as folder:
+            joined = checked(with_encoder(decoder, encoder, stack=stack))
+            if dtype:
+                joined = cast(joined, as_dtype(dtype))
+            FORMATS["native"].writes(joined, folder, dtype)
+            c = joined.config.sound
+            notes = [
+                f"a sound of {c.frames / 100:g} s takes {c.tokens} places of id {c.token} in a "
+                "text; config.model.sound.frames makes it shorter",
+                "the projector is new: train it with configs/multimodal.py:task=asr",
+            ]
+            return {"notes": [*notes, *written_out(decoder, "native", dtype)]}
 
 
 def export_adapter(source: str | Path, target: str | Path) -> dict[str, Any]:

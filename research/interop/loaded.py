@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research import tree
+from research.data.media.mel import mel_table
 from research.data.template_variables import with_variables
 from research.data.tokenizers import Tokenizer
 from research.experiment.fields import nearest
@@ -28,7 +29,7 @@ from research.interop.token_ids import checked_ids
 from research.models.config import ModelConfig
 from research.models.model import Model
 from research.models.pair_vectors import check_pairs, pair_scores
-from research.models.soft import with_images
+from research.models.soft import with_media
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Loaded:
         return self._continue([ids], ends, fields)[0]
 
     def logits(
-        self, tokens_BT, mask=None, token_types=None, decoder_tokens=None, images=None
+        self, tokens_BT, mask=None, token_types=None, decoder_tokens=None, images=None, audio=None
     ) -> jax.Array:
         """Logits, float32 [B, T, V], of token ids [B, T]; [T, V] of one text, ids [T].
 
@@ -143,19 +144,22 @@ class Loaded:
         count from the first column, padding included, as in Hugging Face's models. `images` of a
         model that reads them are [B, M, size, size, 3], of one text [M, size, size, 3]: integers
         0..255, or floats normalised already; the text has `config.image.token` once for each soft
-        token. ValueError for ids outside the vocabulary, and for an encoder without a head for
-        words.
+        token. `audio` has for each text a list of its sounds, of one text that list: mono samples
+        [n] at 16 kHz, or log-mel frames, for places of `config.sound.token`. ValueError for ids
+        outside the vocabulary, and for an encoder without a head for words.
         """
         if _depth(tokens_BT) == 1:
             fields = (tokens_BT, mask, token_types, decoder_tokens, images)
             rows = [None if field is None else np.asarray(field)[None] for field in fields]
-            return self.logits(*rows)[0]
+            return self.logits(*rows, None if audio is None else [audio])[0]
         if self.config.kind == "encoder" and not self.config.mlm_head:
             raise ValueError(
                 "the model is an encoder without a head for words; use hidden() or pooled()"
             )
         batch = self._batch(tokens_BT, mask, token_types, decoder_tokens)
-        return self._run(_logits, with_images(self.config, batch, images))
+        c = self.config.sound
+        sounds = None if audio is None else mel_table(audio, c.frames, c.mels)
+        return self._run(_logits, with_media(self.config, batch, images, sounds))
 
     def hidden(self, tokens_BT, mask=None, token_types=None, decoder_tokens=None) -> jax.Array:
         """States after the last norm, float32 [B, T, D]; arguments as for `logits`."""

@@ -23,6 +23,7 @@ def checked_ids(c: ModelConfig, tokens_BT: Any, what: str) -> np.ndarray:
         )
     # The place of a soft token may lie outside the table.
     soft_BT = (tokens_BT == c.image.token) & c.image.in_texts
+    soft_BT |= (tokens_BT == c.sound.token) & (c.sound.layers > 0)
     words = np.where(soft_BT, 0, tokens_BT)
     # A gather out of range gives no error under jit, but rows of the table's end.
     if words.min() < 0 or words.max() >= c.vocab_size:

@@ -39,6 +39,7 @@ from research.models.config_checks import (
 )
 from research.models.config_parts import Heads, Latent, Routing
 from research.models.image_config import ImageConfig
+from research.models.sound_config import SoundConfig
 from research.ops.attention import IMPLEMENTATIONS
 from research.ops.kernels import grouped_matmul
 from research.ops.rope_scaling import RopeScaling
@@ -143,8 +144,9 @@ class Body(Latent, Routing):
     # (`research.models.sound`); 0: text. `frames` of them are a window, a hundred a second.
     mels: int = setting(0, TWO_STACKS)
     frames: int = setting(3000, SOUND, positive=True)
-    # What makes soft tokens of images (`research.models.soft`); without layers there is none.
+    # What makes soft tokens of images and sounds (`research.models.soft`); without layers, nothing.
     image: ImageConfig = setting(ImageConfig(), ONE_STACK)
+    sound: SoundConfig = setting(SoundConfig(), ONE_STACK)
 
 
 @dataclass(frozen=True)
@@ -234,14 +236,17 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
     kept = reset_unused(ModelConfig, {**defaults, **values, "rope_scaling": scaling})
     kinds = tuple(kept["layer_kinds"])  # a list in JSON
     image = ImageConfig(**{**defaults["image"], **kept["image"]})
+    sound = SoundConfig(**{**defaults["sound"], **kept["sound"]})
     scaling = RopeScaling(**kept["rope_scaling"])
-    return ModelConfig(**{**kept, "rope_scaling": scaling, "layer_kinds": kinds, "image": image})
+    sections = {"rope_scaling": scaling, "image": image, "sound": sound}
+    return ModelConfig(**{**kept, **sections, "layer_kinds": kinds})
 
 
 def dense_config(c: ModelConfig) -> ModelConfig:
     """The first layers of a model with `dense_layers`, which have no experts, as a model of their
     own."""
-    changes = {"layers": c.dense_layers, "d_ff": c.dense_d_ff, "experts": 0, "image": {}}
+    changes = {"layers": c.dense_layers, "d_ff": c.dense_d_ff, "experts": 0}
+    changes |= {"image": {}, "sound": {}}
     return config_from_json({**asdict(c), **changes})
 
 

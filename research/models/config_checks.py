@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from research.models.kinds import KINDS, spell
-from research.models.part_checks import check_latent, check_routing, check_sound
+from research.models.part_checks import check_latent, check_places, check_routing, check_sound
 from research.ops.rope_scaling import unused as unused_scaling
 
 
@@ -189,6 +189,7 @@ def _check_combinations(c: Any) -> None:
         )
     if c.mels:
         check_sound(c)
+    check_places(c)
     if c.experts:
         check_routing(c)
     if c.kv_latent:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from research.models.config_checks import choice, setting
+from research.models.part_checks import check_encoder
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,7 @@ class ImageConfig:
     attention: str = choice(*ATTENTIONS)
 
     def __post_init__(self):
-        for one in fields(self):
-            value, choices = getattr(self, one.name), one.metadata.get("choices")
-            if choices and value not in choices:
-                raise ValueError(
-                    f"model.image.{one.name}={value!r}; choose one of {', '.join(choices)}"
-                )
-            if isinstance(value, int) and value < one.metadata.get("positive", False):
-                wanted = "positive" if one.metadata.get("positive") else "at least 0"
-                raise ValueError(f"model.image.{one.name}={value} must be {wanted}")
-            if not self.layers and value != one.default:
-                raise ValueError(
-                    f"model.image.{one.name}={value} changes nothing in a model without an encoder "
-                    f"of images; set model.image.layers, or leave it at {one.default}"
-                )
+        check_encoder("image", "images", self)
         if self.layers:
             self._check_shapes()
 

@@ -62,8 +62,8 @@ class Model:
         return hidden_BTD, losses
 
     def soften(self, params: Tree, batch: Batch) -> Batch:
-        """The batch with "images" [B, M, h, w, 3] encoded: in their place it has the soft tokens
-        that `states` and `run` read (`research.models.soft`); unchanged without images."""
+        """The batch with "images" [B, M, h, w, 3] and "sounds" [B, M, F, mels] encoded: in their
+        place are the soft tokens that `states` and `run` read (`research.models.soft`)."""
         dtype = self.precision.compute_dtype
         return media.soften(params, batch, self.config, self.execution, dtype)
 

@@ -1,5 +1,6 @@
 """What the fields of `research.models.config_parts` must agree on with others."""
 
+from dataclasses import fields
 from typing import Any
 
 
@@ -91,4 +92,31 @@ def check_sound(c: Any) -> None:
         raise ValueError(
             "model.mels has sinusoids in its encoder; set model.position='learned' or "
             "'sinusoidal', model.encoder_positions=False and model.embedding_norm=False"
+        )
+
+
+def check_encoder(section: str, media: str, c: Any) -> None:
+    """ValueError for fields of the section `model.image` or `model.sound` that are out of range, or
+    set in a model without an encoder of such media."""
+    for one in fields(c):
+        name, value, choices = one.name, getattr(c, one.name), one.metadata.get("choices")
+        if choices and value not in choices:
+            raise ValueError(
+                f"model.{section}.{name}={value!r}; choose one of {', '.join(choices)}"
+            )
+        if isinstance(value, int) and value < one.metadata.get("positive", False):
+            wanted = "positive" if one.metadata.get("positive") else "at least 0"
+            raise ValueError(f"model.{section}.{name}={value} must be {wanted}")
+        if not c.layers and value != one.default:
+            raise ValueError(
+                f"model.{section}.{name}={value} changes nothing in a model without an encoder of "
+                f"{media}; set model.{section}.layers, or leave it at {one.default}"
+            )
+
+
+def check_places(c: Any) -> None:
+    """ValueError for one id as the place of soft tokens of two kinds."""
+    if c.image.in_texts and c.sound.layers and c.image.token == c.sound.token:
+        raise ValueError(
+            f"model.image.token and model.sound.token are both {c.image.token}; set another for one"
         )

@@ -42,23 +42,29 @@ _EPS, _OFFSET = 1e-6, 1.0  # of the norm, as in Gemma's layers
 def projector_specs(c: ImageConfig, d_model: int) -> Tree:
     """The matrices `kernel` [E, D] or `up` [E, D] and `down` [D, D], their biases, and `norm` [E],
     as the projector has them."""
+    if c.pools:
+        return _pooler_specs(c, d_model)
     width = c.d_model * (c.merge**2 if c.projector == "shuffle" else 1)
+    specs = layers_specs(width, d_model, hidden=c.projector == "mlp")
+    if c.projector in ("shuffle", "pool"):
+        del specs["bias"]
+    if c.projector == "pool":
+        specs["norm"] = {"scale": Spec((width,), ("vector",), constant(1 - _OFFSET))}
+    return specs
+
+
+def layers_specs(width: int, d_model: int, hidden: bool) -> Tree:
+    """A layer with a bias from E = `width` to D, `kernel` [E, D] and `bias`, or two with GELU
+    between them, `up` [E, D] and `down` [D, D], and their biases."""
 
     def _matrix(inputs: int) -> Spec:
         return Spec((inputs, d_model), ("position", "embed"), normal(inputs**-0.5))
 
-    if c.pools:
-        return _pooler_specs(c, d_model)
     bias = Spec((d_model,), ("vector",), zeros)
-    if c.projector == "mlp":
-        specs = {"up": _matrix(width), "up_bias": bias}
-        return specs | {"down": _matrix(d_model), "down_bias": bias}
-    specs = {"kernel": _matrix(width)}
-    if c.projector == "linear":
-        specs["bias"] = bias
-    if c.projector == "pool":
-        specs["norm"] = {"scale": Spec((width,), ("vector",), constant(1 - _OFFSET))}
-    return specs
+    if not hidden:
+        return {"kernel": _matrix(width), "bias": bias}
+    specs = {"up": _matrix(width), "up_bias": bias}
+    return specs | {"down": _matrix(d_model), "down_bias": bias}
 
 
 def _pooler_specs(c: ImageConfig, d_model: int) -> Tree:
@@ -100,12 +106,17 @@ def pool(p: Tree, states_IPD: jax.Array, c: ImageConfig) -> jax.Array:
 def project(p: Tree, states_IPD: jax.Array, c: ImageConfig) -> jax.Array:
     """Soft tokens [I, tokens, D] of the states of patches, without a class token."""
     x_IPE = merged(states_IPD, c)
-    if c.projector == "mlp":
+    if c.projector == "pool":
+        x_IPE = rms_norm(x_IPE, p["norm"]["scale"], _EPS, _OFFSET)
+    return through(p, x_IPE)
+
+
+def through(p: Tree, x_IPE: jax.Array) -> jax.Array:
+    """The layers of `layers_specs`, [I, P, D]."""
+    if "up" in p:
         hidden_IPD = add_bias(einsum("IPE,ED->IPD", x_IPE, p["up"]), p["up_bias"])
         hidden_IPD = jax.nn.gelu(hidden_IPD, approximate=False)
         return add_bias(einsum("IPE,ED->IPD", hidden_IPD, p["down"]), p["down_bias"])
-    if c.projector == "pool":
-        x_IPE = rms_norm(x_IPE, p["norm"]["scale"], _EPS, _OFFSET)
     soft_IPD = einsum("IPE,ED->IPD", x_IPE, p["kernel"])
     return add_bias(soft_IPD, p["bias"]) if "bias" in p else soft_IPD
 

@@ -1,17 +1,18 @@
 """Soft tokens: vectors of an encoder that stand in a text like the embeddings of words.
 
-A text has the id of a placeholder, `model.image.token`, once for each soft token. The batch has the
-images of each row in the order of their places, "images" [B, M, h, w, 3], and `soften` makes of
-them the fields that the model reads:
+A text has the id of a placeholder, `model.image.token` or `model.sound.token`, once for each soft
+token. The batch has the images of each row in the order of their places, "images" [B, M, h, w, 3],
+and its sounds as log-mel frames, "sounds" [B, M, F, m]. `soften` makes of them the fields that the
+model reads:
 
-    soft      [B, S, D]   the vectors of a row, one image after the other
+    soft      [B, S, D]   the vectors of a row, one image after the other, then one sound ...
     soft_at   int [B, T]  which of them stands at a token, -1 for words
     blocks    int [B, T]  tokens that see each other whole have one number, 0 sees its past alone
 
 A run of equal numbers within a document is a block. Its tokens see all of it, before and behind
 them, in layers with a window too; what else they see is what any token does. One number for the
-text of a question and its image is the prefix of PaliGemma. Whoever has vectors of another kind, as
-of sounds, gives these fields itself. Positions count soft tokens like words (1-D); the positions in
+text of a question and its image is the prefix of PaliGemma. Whoever has vectors of another kind
+gives these fields itself. Positions count soft tokens like words (1-D); the positions in
 time, height and width of Qwen 2-VL are refused when a checkpoint is opened.
 
 Everything has the shape of the batch, whatever its texts hold: one gather, and no scatter.
@@ -26,6 +27,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from research.models.config import ModelConfig
+from research.models.image_config import ImageConfig
+from research.models.sound_config import SoundConfig
 from research.parallel.placement import (
     gather_axis,
     partition_spec,
@@ -48,9 +51,9 @@ def soft_index(tokens_BT: jax.Array, token: int) -> jax.Array:
 
 
 def image_blocks(c: ModelConfig, batch: Mapping[str, jax.Array]) -> jax.Array | None:
-    """The numbers "blocks" of a batch with images: its own, else one for each image where the model
-    sees images whole; None where all see their past alone. ValueError where only whoever made the
-    text knows them."""
+    """The numbers "blocks" of a batch whose "soft_at" is of images: its own, else one for each
+    image where the model sees images whole; None where all see their past alone. ValueError where
+    only whoever made the text knows them."""
     if "blocks" in batch or c.image.attention == "causal":
         return batch.get("blocks")
     if c.image.attention == "prefix":
@@ -61,6 +64,19 @@ def image_blocks(c: ModelConfig, batch: Mapping[str, jax.Array]) -> jax.Array | 
         )
     # 0 for words, since their index is -1.
     return (batch["soft_at"] + c.image.tokens) // c.image.tokens
+
+
+def beside(
+    batch: Mapping[str, jax.Array], soft_BSD: jax.Array, at_BT: jax.Array
+) -> dict[str, jax.Array]:
+    """The batch with further vectors behind those that it has; `at_BT` is which of the further
+    ones stands at a token, -1 for others."""
+    if "soft" not in batch:
+        return {**batch, "soft": soft_BSD, "soft_at": at_BT}
+    before_BSD = gather_axis(batch["soft"], axis=1)
+    at_BT = jnp.where(at_BT >= 0, at_BT + before_BSD.shape[1], batch["soft_at"])
+    joined_BSD = jnp.concatenate([before_BSD, gather_axis(soft_BSD, axis=1)], axis=1)
+    return {**batch, "soft": joined_BSD, "soft_at": at_BT}
 
 
 def placed(x_BTD: jax.Array, soft_BSD: jax.Array, at_BT: jax.Array) -> jax.Array:
@@ -109,24 +125,39 @@ def spans(
 def check_images(c: ModelConfig, tokens: np.ndarray, images: Any) -> None:
     """ValueError unless each row of token ids [B, T] has the places of exactly its images
     [B, M, h, w, 3] or [B, M', h, w, 3] with M' blocks of `frames` each; on the host."""
-    counts = np.sum(np.asarray(tokens) == c.image.token, axis=1)
-    if images is None:
+    if images is not None:
+        check_shape(c, np.shape(images))
+    _check_places(tokens, c.image, "images", images, c.image.frames)
+
+
+def check_sounds(c: ModelConfig, tokens: np.ndarray, sounds: Any) -> None:
+    """ValueError unless each row of token ids [B, T] has the places of exactly its sounds
+    [B, M, F, m]; on the host."""
+    if sounds is not None:
+        check_sound_shape(c, np.shape(sounds))
+    _check_places(tokens, c.sound, "sounds", sounds, 1)
+
+
+def _check_places(
+    tokens: np.ndarray, c: ImageConfig | SoundConfig, name: str, media: Any, frames: int
+) -> None:
+    counts = np.sum(np.asarray(tokens) == c.token, axis=1)
+    if media is None:
         if counts.any():
             raise ValueError(
                 f"row {int(np.argmax(counts > 0))} has {int(counts.max())} places of soft tokens "
-                f"(id {c.image.token}) and no images were given"
+                f"(id {c.token}) and no {name} were given"
             )
         return
-    shape = np.shape(images)
-    check_shape(c, shape)
-    if shape[0] != len(counts):
-        raise ValueError(f"images are of {shape[0]} rows, the texts are {len(counts)}")
-    most = shape[1] // c.image.frames * c.image.tokens
+    rows, given = np.shape(media)[:2]
+    if rows != len(counts):
+        raise ValueError(f"{name} are of {rows} rows, the texts are {len(counts)}")
+    most = given // frames * c.tokens
     for row, count in enumerate(counts):
-        if count % c.image.tokens or count > most:
+        if count % c.tokens or count > most:
             raise ValueError(
-                f"row {row} has {count} places of soft tokens and {shape[1]} images, which make "
-                f"{most}; each needs {c.image.tokens} places of id {c.image.token}"
+                f"row {row} has {count} places of soft tokens and {given} {name}, which make "
+                f"{most}; each needs {c.tokens} places of id {c.token}"
             )
 
 
@@ -151,24 +182,45 @@ def check_shape(c: ModelConfig, shape: Sequence[int]) -> None:
         )
 
 
-def with_images(
-    c: ModelConfig, batch: Mapping[str, np.ndarray], images: Any
+def check_sound_shape(c: ModelConfig, shape: Sequence[int]) -> None:
+    """ValueError for sounds that are not [B, M, frames, mels] of a model that reads them."""
+    if not c.sound.layers:
+        raise ValueError(
+            "the model reads no sounds (model.sound.layers=0); set model.sound, or choose another "
+            "checkpoint"
+        )
+    frames, mels = c.sound.frames, c.sound.mels
+    if len(shape) != 4 or tuple(shape[2:]) != (frames, mels):
+        raise ValueError(
+            f"sounds have the shape {list(shape)}; wanted [rows, sounds of a row, {frames}, "
+            f"{mels}], log-mel frames as the model was trained on"
+        )
+
+
+def with_media(
+    c: ModelConfig, batch: Mapping[str, np.ndarray], images: Any, sounds: Any = None
 ) -> dict[str, np.ndarray]:
-    """A batch of whole texts on the host with their images, all of whose tokens stand before an
-    answer. ValueError as `check_images`."""
+    """A batch of whole texts on the host with their images and sounds, all of whose tokens stand
+    before an answer. ValueError as `check_images` and `check_sounds`."""
+    fields = dict(batch)
     if c.image.in_texts or images is not None:
         check_images(c, batch["inputs"], images)
-    if images is None:
-        return dict(batch)
-    fields = {**batch, "images": np.asarray(images)}
-    if c.image.attention == "prefix":
-        fields["blocks"] = np.ones_like(batch["inputs"])
+    if c.sound.layers or sounds is not None:
+        check_sounds(c, batch["inputs"], sounds)
+    if sounds is not None:
+        fields["sounds"] = np.asarray(sounds)
+    if images is not None:
+        fields["images"] = np.asarray(images)
+        if c.image.attention == "prefix":
+            fields["blocks"] = np.ones_like(batch["inputs"])
     return fields
 
 
 def on_words(c: ModelConfig, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
-    """A batch with images whose targets are words alone: the place of a soft token is nothing that
-    a model could predict, so its weight is 0. A batch without images as it is."""
-    if "images" not in batch:
-        return batch
-    return {**batch, "weights": batch["weights"] * (batch["targets"] != c.image.token)}
+    """A batch with media whose targets are words alone: the place of a soft token is nothing that
+    a model could predict, so its weight is 0. A batch without media as it is."""
+    weights = batch.get("weights")
+    for name, token in (("images", c.image.token), ("sounds", c.sound.token)):
+        if name in batch:
+            weights = weights * (batch["targets"] != token)
+    return {**batch, "weights": weights} if weights is not None else batch

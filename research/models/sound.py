@@ -24,14 +24,14 @@ from research.tree import Tree
 WIDTH = 3
 
 
-def sound_specs(c: ModelConfig) -> Tree:
+def sound_specs(mels: int, d_model: int) -> Tree:
     """Two convolutions as matrices over the values of three frames, one after the other: `first`
     [3 m, D] and `second` [3 D, D], each a kernel and a bias [D]."""
-    sizes = {"first": WIDTH * c.mels, "second": WIDTH * c.d_model}
+    sizes = {"first": WIDTH * mels, "second": WIDTH * d_model}
     return {
         name: {
-            "kernel": Spec((size, c.d_model), ("position", "embed"), normal(size**-0.5)),
-            "bias": Spec((c.d_model,), ("vector",), zeros),
+            "kernel": Spec((size, d_model), ("position", "embed"), normal(size**-0.5)),
+            "bias": Spec((d_model,), ("vector",), zeros),
         }
         for name, size in sizes.items()
     }
@@ -60,10 +60,7 @@ def states(
     """(input states [B, F / 2, D] of the encoder's layers, their "positions" and "segments") of
     the batch's "mel" [B, F, m]; dropout where a key is given. ValueError as `check_mel`."""
     check_mel(c, batch)
-    p, dtype = p_encoder["sound"], precision.compute_dtype
-    x_BFD = _convolved(p["first"], batch["mel"].astype(dtype), 1)
-    x_BSD = _convolved(p["second"], x_BFD, 2)
-    x_BSD = x_BSD + jnp.asarray(sinusoids(*x_BSD.shape[1:]), dtype)[None]
+    x_BSD = heard(p_encoder["sound"], batch["mel"], precision.compute_dtype)
     place = partition_spec(x_BSD)
     numbers_1S = jnp.arange(x_BSD.shape[1], dtype=jnp.int32)[None]
     positions_BS = jnp.broadcast_to(numbers_1S, x_BSD.shape[:2])
@@ -74,6 +71,14 @@ def states(
     return layers.dropout(
         x_BSD, c.dropout, None if key is None else jax.random.split(key)[0]
     ), inputs
+
+
+def heard(p: Tree, mel_BFm: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Log-mel frames through both convolutions, with the sinusoids of their places added,
+    [B, F / 2, D]."""
+    x_BFD = _convolved(p["first"], mel_BFm.astype(dtype), 1)
+    x_BSD = _convolved(p["second"], x_BFD, 2)
+    return x_BSD + jnp.asarray(sinusoids(*x_BSD.shape[1:]), dtype)[None]
 
 
 def sinusoids(length: int, d_model: int) -> np.ndarray:

@@ -91,7 +91,7 @@ def encode(
         x_ITD = layers.norm(p["input_norm"], x_ITD, of)
     # Every patch sees all of its image, which has no padding.
     places_1T = jnp.arange(x_ITD.shape[1], dtype=jnp.int32)[None]
-    context = make_context(of, _rows_of(places_1T, x_ITD), None, causal=False)
+    context = make_context(of, rows_of(places_1T, x_ITD), None, causal=False)
     kept, p_layers = c.layers - c.read_before, p["layers"]
     if c.read_before:
         whole = isinstance(p_layers, tuple)
@@ -102,7 +102,7 @@ def encode(
     return x_ITD if c.read_before else layers.norm(p["final_norm"], x_ITD, of)
 
 
-def _rows_of(places_1T: jax.Array, x_ITD: jax.Array) -> jax.Array:
+def rows_of(places_1T: jax.Array, x_ITD: jax.Array) -> jax.Array:
     """The same numbers for each image, placed as its states are."""
     places_IT = jnp.broadcast_to(places_1T, x_ITD.shape[:2])
     place = partition_spec(x_ITD)

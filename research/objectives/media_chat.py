@@ -1,4 +1,4 @@
-"""Conversations with pictures and videos: captions, questions about them, instructions."""
+"""Conversations with pictures, sounds and videos: captions, questions about them, instructions."""
 
 from dataclasses import dataclass, field
 
@@ -26,7 +26,9 @@ class MediaChat(Chat):
     def example(
         self, window: dict[str, np.ndarray], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """What `Chat` gives, and images [M, size, size, 3]."""
+        """What `Chat` gives, and images [M, size, size, 3] and sounds [M, frames, mels] of models
+        that read them."""
         # The window's last token is a target only. Where it was the place of a soft token, the
         # block before it is whole all the same, since windows cut none.
-        return {**super().example(window, rng), "images": window["images"]}
+        media = {name: window[name] for name in ("images", "sounds") if name in window}
+        return {**super().example(window, rng), **media}

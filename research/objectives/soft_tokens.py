@@ -2,15 +2,19 @@
 
 import numpy as np
 
-from research.data.media.soft_tokens import SoftTokens
+from research.data.media.soft_tokens import SoftTokens, SoundTokens
 from research.models.config import ModelConfig
 
 
 def soft_tokens(c: ModelConfig) -> SoftTokens | None:
-    """The model's encoder of images as the data see it, None without one."""
+    """The model's encoders as the data see them, None without any."""
+    sound = None
+    if c.sound.layers:
+        sound = SoundTokens(c.sound.frames, c.sound.mels, c.sound.tokens, c.sound.token)
     if not c.image.layers:
-        return None
-    return SoftTokens(c.image.size, c.image.form, c.image.tokens, c.image.frames, c.image.token)
+        return SoftTokens(sound=sound) if sound else None
+    of = c.image
+    return SoftTokens(of.size, of.form, of.tokens, of.frames, of.token, sound=sound)
 
 
 def media_window(c: ModelConfig, reads: str, length: int) -> dict[str, np.ndarray]:
@@ -19,9 +23,10 @@ def media_window(c: ModelConfig, reads: str, length: int) -> dict[str, np.ndarra
     soft = soft_tokens(c)
     if soft is None:
         raise ValueError(
-            f"the objective reads {reads} and the model has no encoder of images; set "
-            "config.model.image"
+            f"the objective reads {reads} and the model has no encoder of images or sounds; set "
+            "config.model.image or config.model.sound"
         )
-    images = soft.frames * (1 if reads == "captions" else soft.most_blocks(length))
-    pixels = np.zeros((images, soft.size, soft.size, 3), np.uint8)
-    return {"images": pixels, "whole": np.ones(1, np.int32)}
+    fields = {"whole": np.ones(1, np.int32), **soft.empty(length)}
+    if reads == "captions" and soft.size:  # one picture a text
+        fields["images"] = fields["images"][: soft.frames]
+    return fields

@@ -21,25 +21,33 @@ def least_time(program: Program, steps: int) -> list[str]:
     """A line on how long `steps` steps take at least; none where no rate is known, as for a float32
     run on a card.
 
-    Counted are forward and backward pass (arXiv:2204.02311, appendix B), without gradients of
-    weights where adapters are trained: no recomputation, evaluation or sampling, nor what an
-    objective writes before it learns from it. Rates are published, and measured on a CPU.
+    Rates are published, and measured on a CPU.
     """
-    experiment, device = program.experiment, program.mesh.devices.flat[0]
+    device = program.mesh.devices.flat[0]
     rate = published_rate(program)
     whose = f"the published peak of {program.mesh.size} {device.device_kind}"
     if device.platform == "cpu" and jax.process_count() == 1:
         rate, whose = cpu_rate(), "what this machine multiplies at"
     if not rate:
         return []
-    length = experiment.data.sequence_length
-    flops = train_flops_per_token(experiment.model, length) * program.batch_size * length
-    share = FROZEN_SHARE if program.held_specs["base"] else 1
-    seconds = steps * flops * share / rate
+    seconds = least_seconds(program, steps, rate)
     return [
         f"{steps:,} steps take at least {clock_time(seconds)}: their products at "
         f"{rate / 1e9:,.0f} GFLOP/s, {whose}"
     ]
+
+
+def least_seconds(program: Program, steps: int, rate: float) -> float:
+    """Seconds that `steps` steps take at least at `rate` FLOP/s of all devices together.
+
+    Counted are forward and backward pass (arXiv:2204.02311, appendix B), without gradients of
+    weights where adapters are trained: no recomputation, evaluation or sampling, nor what an
+    objective writes before it learns from it. Of the mesh only its size is asked.
+    """
+    length = program.experiment.data.sequence_length
+    flops = train_flops_per_token(program.experiment.model, length) * program.batch_size * length
+    share = FROZEN_SHARE if program.held_specs["base"] else 1
+    return steps * flops * share / rate
 
 
 def published_rate(program: Program) -> float | None:

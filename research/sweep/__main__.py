@@ -11,11 +11,13 @@ A config file of a sweep has `get_config(arg)`, what all runs share, and `get_sw
 factors are compared, see `research.sweep.design`. `run` ends with the report; a sweep that was
 stopped goes on, on any number of machines at once that share the folder. `retry` runs failed cells
 again, with --states=failed,diverged also those that diverged, and with --states=stopped those that
-successive halving stopped. `search` has Optuna propose the cells of a config file with
-`get_search(arg)`, see `research.sweep.search`. `scaling` runs a ladder of sizes,
-fits L(N, D) to all but the largest and predicts that one, see `research.sweep.scaling_law`. `plan`
-writes the plan and runs nothing, and `cell --index=N` runs one cell of it; launch/slurm_sweep.sh
-makes an array of these.
+successive halving stopped. `run --dry_run` runs nothing and prints each
+cell with its command, its memory and the least that it takes in time and, with --price_per_hour, in
+money: on this machine's CPU, or compiled for hardware such as --target=h100:8. `search` has Optuna
+propose the cells of a config file with `get_search(arg)`, see `research.sweep.search`. `scaling`
+runs a ladder of sizes, fits L(N, D) to all but the largest and predicts that one, see
+`research.sweep.scaling_law`. `plan` writes the plan and runs nothing, and `cell --index=N` runs one
+cell of it; launch/slurm_sweep.sh makes an array of these.
 """
 
 import sys
@@ -32,7 +34,18 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the sweep; query: of several")
 WORKERS = flags.DEFINE_integer("workers", 1, "runs at a time on this machine", lower_bound=1)
 SEEDS = flags.DEFINE_integer("seeds", 0, "add: so many more seeds", lower_bound=0)
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "run, add: print the cells and their commands only")
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "run, add: only print the cells, what they take and their commands"
+)
+TARGET = flags.DEFINE_string(
+    "target", "", "dry_run: what the cells would run on, as research.fit names it, such as h100:1"
+)
+PRICE = flags.DEFINE_float(
+    "price_per_hour",
+    None,
+    "dry_run: what a chip or card of the target costs an hour, or this machine",
+    lower_bound=0,
+)
 CHANGED = flags.DEFINE_enum(
     "changed",
     "refuse",
@@ -55,6 +68,11 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"unexpected argument {rest[-1]!r} after {name}")
     if not WORKDIR.value:
         raise ValueError("give --workdir=FOLDER, such as --workdir=sweeps/lora_rank")
+    if DRY_RUN.value and name not in ("run", "add", "plan", "scaling"):
+        raise ValueError(f"{name} has no --dry_run; run, add and scaling have one")
+    for flag in (TARGET, PRICE):
+        if flag.value not in ("", None) and not DRY_RUN.value:
+            raise ValueError(f"--{flag.name} is for --dry_run; give both or neither")
     _stay_on_cpu()
     return COMMANDS[name](*rest)
 
@@ -79,7 +97,9 @@ def _planned(run: bool) -> int:
     changes = [word for word in sys.argv if word.startswith("--config.")]
     plan, cells = running.plan_sweep(ledger, spelling, config, changes, CHANGED.value, SEEDS.value)
     if DRY_RUN.value:
-        running.dry_run(ledger, plan, cells)
+        from research.sweep.forecast import Forecast, dry_run
+
+        dry_run(ledger, plan, cells, Forecast(TARGET.value, PRICE.value))
         return command.DONE
     write_plan(ledger, plan, cells)
     if not run:

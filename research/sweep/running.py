@@ -3,12 +3,11 @@
 import dataclasses
 import importlib.util
 import inspect
-import shlex
 import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -153,31 +152,6 @@ def run_one(ledger: Ledger, index: int) -> int:
     return run_cells(ledger, dataclasses.replace(plan, entries=[own]), 1)
 
 
-def dry_run(ledger: Ledger, plan: Plan, cells: Mapping[str, Cell]) -> None:
-    """Prints the cells of a plan, what they need by estimate, and the command of each."""
-    from research.experiment.config import from_json
-    from research.fit.at_hand import predict
-
-    lines: dict[str, str] = {}
-    for key, entry in plan.cells.items():
-        words = ", ".join(f"{name}={level}" for name, level in entry["levels"].items())
-        state = (ledger.record(key) or {}).get("state", "to run")
-        print(f"{key} {state}: {words}, seed {entry['seed']}")
-        if entry["refused"]:
-            print(f"  will fail: {entry['refused']}")
-            continue
-        # Seeds share the estimate.
-        if key in cells and words not in lines:
-            lines[words] = predict(from_json(cells[key].config)).line
-        cost = f"{entry['flops']:.3g} FLOPs; " if entry["flops"] else ""
-        print(f"  {cost}{lines.get(words, '')}")
-        flags = [f"--config={plan.config}", *plan.changes, *_flags(entry["settings"])]
-        workdir = f"--workdir={ledger.cell(key) / 'run'}"
-        print("  " + shlex.join(["python", "-m", "research.train", *flags, workdir]))
-    total = sum(entry["flops"] or 0 for entry in plan.cells.values())
-    print(f"{len(plan.cells)} cells of {len(plan.entries)} runs, {total:.3g} FLOPs")
-
-
 def status(ledger: Ledger) -> int:
     """Prints how far a sweep is, and what has failed."""
     plan = read_plan(ledger)
@@ -224,16 +198,6 @@ def open_ledger(workdir: str) -> Ledger:
     """The ledger of a --workdir. ValueError for an address of a bucket, which must be mounted."""
     refuse_addresses(workdir)
     return Ledger(Path(workdir))
-
-
-def _flags(settings: Mapping[str, Any]) -> list[str]:
-    return [f"--config.{path}={_spelt(value)}" for path, value in settings.items()]
-
-
-def _spelt(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return repr(tuple(value))
-    return "" if value is None else f"{value}"
 
 
 def _tell(line: str) -> None:

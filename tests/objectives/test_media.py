@@ -28,6 +28,7 @@ from research.parallel.mesh import make_mesh
 from research.tuning.lora_specs import LoraConfig
 from research.tuning.method import QuantizeConfig, TuneConfig, split_specs
 from tests.configs import ROOT
+from tests.data.media.test_sound import wav
 
 SIZE, T = 8, 12
 IMAGE = ImageConfig(layers=1, size=SIZE, patch=4, d_model=8, heads=2, d_ff=16, token=31)
@@ -113,6 +114,17 @@ def test_a_page_shows_the_pictures_of_a_row_as_the_encoder_gets_them():
     assert data == b"".join(b"\0" + row.tobytes() for row in images[1])
 
 
+def test_a_page_shows_the_spectrograms_of_a_row():
+    sounds = np.zeros((3, 5, 4), np.float32)
+    sounds[0, :, 0], sounds[1, 2, 3] = 1.0, -1.5
+    _, markup = row_section([Text("row 0")], {"sounds": sounds})
+    files = [base64.b64decode(one) for one in re.findall('base64,([^"]+)"', markup)]
+    assert len(files) == 2 and 'title="sound 1, 0.05 s, 4 bands"' in markup
+    data = zlib.decompress(files[0][files[0].index(b"IDAT") + 4 : -16])
+    # Time from left to right, the lowest band in the last row.
+    assert data == (b"\0" + bytes(15)) * 3 + b"\0" + bytes([255] * 15)
+
+
 def test_the_first_stage_trains_the_projector_alone():
     part = TuneConfig(method="part", also="image/projector/.*")
     settings = MODEL.config, part, LoraConfig(), QuantizeConfig()
@@ -136,6 +148,27 @@ def test_the_recipe_trains_from_a_folder_of_pictures_with_captions(tmp_path):
         (folder / f"{number}.txt").write_text("a red one" if red else "a blue one")
     arguments = [f"--config=configs/multimodal.py:task=contrastive,data={folder},smoke"]
     arguments += ["--config.data.tokenizer=bytes", f"--workdir={tmp_path / 'run'}"]
+    subprocess.run([sys.executable, "-m", "research.train", *arguments], cwd=ROOT, check=True)
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [row["loss"] for row in map(json.loads, rows) if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_the_recipe_learns_what_is_said_from_a_folder_of_sounds_with_texts(tmp_path):
+    folder, template = tmp_path / "sounds", tmp_path / "template.jinja"
+    folder.mkdir()
+    for number in range(48):
+        tone = np.sin(np.arange(4800) * (0.1 + 0.3 * (number % 2)))
+        (folder / f"{number}.wav").write_bytes(wav(tone / 2))
+        (folder / f"{number}.txt").write_text("high" if number % 2 else "low")
+    template.write_text(
+        "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}a:{% endif %}"
+    )
+    arguments = [f"--config=configs/multimodal.py:task=asr,data={folder},smoke"]
+    arguments += ["--config.data.tokenizer=bytes", f"--workdir={tmp_path / 'run'}"]
+    arguments += [f"--config.data.chat_template={template}"]
     subprocess.run([sys.executable, "-m", "research.train", *arguments], cwd=ROOT, check=True)
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     losses = [row["loss"] for row in map(json.loads, rows) if "loss" in row]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from research.sweep import running
+from research.sweep.forecast import Forecast, dry_run
 from research.sweep.outcome import checkpoint_step, outcome
 from research.sweep.plan import write_plan
 from research.sweep.workers import Trainer
@@ -149,7 +150,8 @@ def test_what_is_said_of_cells_that_ended(calm, capsys):
 
 def test_a_dry_run_names_the_commands_and_writes_nothing(config, tmp_path, capsys):
     ledger = running.open_ledger(str(tmp_path / "sweep"))
-    running.dry_run(ledger, *running.plan_sweep(ledger, config, running.load_config(config)))
+    planned = running.plan_sweep(ledger, config, running.load_config(config))
+    dry_run(ledger, *planned, Forecast())
     text = capsys.readouterr().out
     assert "6 cells of 6 runs" in text and not ledger.folder.exists()
     assert "--config.optimizer.learning_rate=0.01 --config.train.seed=1" in text

@@ -1,16 +1,20 @@
 """Log-mel spectrograms of 16 kHz sound, as Whisper's encoder reads them (arXiv:2212.04356, section
 2.2; the constants are those of its released code)."""
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
-from research.data.media.sound import RATE
+from research.data.media.sound import RATE, too_long
 
 WINDOW = 400  # samples under one Fourier transform: 25 ms
 HOP = 160  # samples from one frame to the next: 10 ms
 # Frames transformed at a time: an hour in one piece takes over a gigabyte of complex numbers.
 _BLOCK = 3000
+# The value of every band of a silent sound: (log10(1e-10) + 4) / 4.
+SILENCE = -1.5
 
 
 def log_mel(samples: np.ndarray, mels: int = 80) -> np.ndarray:
@@ -45,6 +49,38 @@ def log_mel(samples: np.ndarray, mels: int = 80) -> np.ndarray:
         power[:, start : start + len(block)] = filters @ spectrum.T
     logs = np.log10(np.maximum(power, 1e-10))
     return (np.maximum(logs, logs.max() - 8) + 4) / 4
+
+
+def mel_window(samples: np.ndarray, frames: int, mels: int = 80) -> np.ndarray:
+    """The log-mel frames float32 [frames, mels] of mono sound in a window, silence behind it.
+    ValueError as `log_mel`, and for a sound that is longer than the window.
+
+    >>> mel_window(np.zeros(1600), 20).shape
+    (20, 80)
+    """
+    room = frames * HOP
+    if len(samples) > room:
+        raise ValueError(too_long(len(samples), frames))
+    filled = np.zeros(room, np.float32)
+    filled[: len(samples)] = samples
+    return log_mel(filled, mels).T
+
+
+def mel_table(audio: Sequence[Any], frames: int, mels: int = 80) -> np.ndarray:
+    """The sounds of each text as one array float32 [texts, M, frames, mels], silence behind those
+    of texts with fewer than M. A sound is mono samples [n] at 16 kHz, or its frames [frames, mels]
+    already. ValueError as `mel_window`, by the number of the text."""
+    rows = [[] if sounds is None else list(sounds) for sounds in audio]
+    quiet = np.float32(SILENCE)
+    table = np.full((len(rows), max(map(len, rows), default=0), frames, mels), quiet, np.float32)
+    for number, row in enumerate(rows):
+        for at, sound in enumerate(row):
+            sound = np.asarray(sound)
+            try:
+                table[number, at] = sound if sound.ndim == 2 else mel_window(sound, frames, mels)
+            except ValueError as error:
+                raise ValueError(f"sound {at} of text {number}: {error}") from None
+    return table
 
 
 @cache

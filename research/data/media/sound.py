@@ -2,6 +2,7 @@
 
 import io
 import wave
+from dataclasses import replace
 from math import gcd
 from pathlib import Path
 
@@ -14,6 +15,8 @@ RATE = 16_000
 _RATES = (4_000, 384_000)
 # Bytes of the data where whoever wrote the header could not know, as into a pipe.
 _UNKNOWN = 0xFFFFFF00
+# By its last word: how a note with a number in it is counted.
+_KINDS = {"averaged": "of several channels, averaged", "Hz": f"of another rate, made {RATE} Hz"}
 # A share of samples at full scale over which clipping is told; peaks of good recordings touch it.
 _CLIPPED = 0.001
 
@@ -39,6 +42,30 @@ def read_sound(source: bytes | Path, limits: Limits = LIMITS) -> tuple[np.ndarra
         samples = _resampled(samples, rate)
         notes.append(f"resampled from {rate} to {RATE} Hz")
     return samples, tuple(notes)
+
+
+def within(frames: int) -> Limits:
+    """The limits of a sound that must fit into so many frames of 10 ms, by its header before it is
+    decoded. They are full seconds, so `research.data.media.mel.mel_window` checks the rest."""
+    return replace(LIMITS, seconds=min(LIMITS.seconds, -(-frames // 100)))
+
+
+def inspect_sound(source: bytes | Path, frames: int) -> tuple[str, ...]:
+    """What is doubtful about a sound that must fit into so many frames of 10 ms: the notes of
+    `read_sound` without their numbers, so that those of many sounds can be counted. BadMedia as
+    `read_sound`, and for a longer one."""
+    samples, notes = read_sound(source, within(frames))
+    if len(samples) > frames * RATE // 100:
+        raise BadMedia(too_long(len(samples), frames))
+    return tuple(_KINDS.get(note.split()[-1], note.partition(",")[0]) for note in notes)
+
+
+def too_long(samples: int, frames: int) -> str:
+    """Why a sound of so many samples does not fit into the frames of an encoder."""
+    return (
+        f"it lasts {samples / RATE:.2f} s, over the {frames / 100:g} s that the model's encoder "
+        f"reads at once (model.sound.frames={frames}); cut it, or set more frames"
+    )
 
 
 def windows(samples: np.ndarray, seconds: int = 30) -> np.ndarray:
