@@ -71,3 +71,12 @@ target_of() {
     v4 | v5p | tpu7x) [ -z "$deep" ] || echo "$kind:$deep" ;;
   esac
 }
+
+# has_one_host ACCELERATOR: whether one machine holds all chips of a slice: up to eight of v5e and
+# v6e, four of the others.
+has_one_host() {
+  case "$1" in
+    v5litepod-[1-8] | v6e-[1-8] | v4-[1-8] | v5p-[1-8] | tpu7x-[1-8]) ;;
+    *) return 1 ;;
+  esac
+}

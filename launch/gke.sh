@@ -6,14 +6,19 @@
 #
 #   NAME=llama3 CLUSTER=pod ZONE=us-east5-b ACCELERATOR=v5litepod-16 ./launch/gke.sh \
 #     --config=configs/pretrain.py --workdir=/mnt/runs/llama3
+#   NAME=rate CLUSTER=pod ZONE=us-east5-b ACCELERATOR=v5litepod-1 SWEEP=1 WORKERS=8 \
+#     ./launch/gke.sh --config=configs/ablations/optimizer_rate.py --workdir=/mnt/runs/rate
 #
-# Arguments go to research.train; --workdir is a path in a volume that xpk mounts into workloads
-# (xpk storage attach ... --auto-mount=true), since a pod's own disk goes with it.
+# Arguments go to research.train, or research.sweep; --workdir is a path in a volume that xpk mounts
+# into workloads (xpk storage attach ... --auto-mount=true), since a pod's own disk goes with it.
 #
 # NAME            of the workload: small letters, digits and dashes
 # CLUSTER, ZONE   where; PROJECT, if it is not gcloud's own
 # ACCELERATOR     of a slice, as xpk spells it
 # SLICES          slices (1); several take a mesh whose data axis is a multiple of them
+# SWEEP=1         runs an ablation, as research.sweep run, on slices of one host
+# WORKERS         of a sweep, each a workload and a slice of its own, NAME-0, NAME-1, ... (1); they
+#                 share its --workdir, and so do those of another NAME that come later
 # IMAGE           that has Python 3.11 or newer (python:3.12)
 # RESTARTS        how often to start again (20)
 # FIT_TARGET      what fit is asked about, instead of the target that ACCELERATOR makes
@@ -33,17 +38,35 @@ for setting in NAME CLUSTER ZONE ACCELERATOR; do
   fi
 done
 name=${NAME:-}
-if ! [[ $name =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]]; then
-  echo "error: NAME=$name is no name of a workload;" \
-    "take at most 40 small letters, digits and dashes, such as NAME=llama3" >&2
-  exit 2
-fi
-for setting in "SLICES=${SLICES:-1}" "RESTARTS=${RESTARTS:-20}"; do
+for setting in "SLICES=${SLICES:-1}" "RESTARTS=${RESTARTS:-20}" "WORKERS=${WORKERS:-1}"; do
   if ! [[ ${setting#*=} =~ ^[1-9][0-9]*$ ]]; then
     echo "error: $setting is no number of ${setting%%=*}; give one such as ${setting%%=*}=2" >&2
     exit 2
   fi
 done
+program=research.train variables='export GRAFT_PROCESSES=auto;'
+workloads=("$name") last=$name # whose name is the longest
+if [ -n "${SWEEP:-}" ]; then
+  if [ "${SLICES:-1}" != 1 ] || ! has_one_host "$ACCELERATOR"; then
+    echo "error: a worker of a sweep has a slice of one host, such as ACCELERATOR=v5litepod-8," \
+      "and not $ACCELERATOR with SLICES=${SLICES:-1}; set WORKERS to how many work at once" >&2
+    exit 2
+  fi
+  program='research.sweep run' variables=
+  workloads=()
+  for ((worker = 0; worker < ${WORKERS:-1}; worker++)); do
+    last=$name-$worker
+    workloads+=("$last")
+  done
+elif [ "${WORKERS:-1}" != 1 ]; then
+  echo "error: WORKERS=$WORKERS is for a sweep; set SWEEP=1, or SLICES for one run on several" >&2
+  exit 2
+fi
+if ! [[ $last =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]]; then
+  echo "error: NAME=$name makes $last, which is no name of a workload;" \
+    "take at most 40 small letters, digits and dashes, such as NAME=llama3" >&2
+  exit 2
+fi
 target=$(target_of "$ACCELERATOR")
 [ "${SLICES:-1}" = 1 ] || [ -z "$target" ] || target+=@$SLICES
 target=${FIT_TARGET:-$target}
@@ -68,10 +91,12 @@ fit_first "$target" "$scratch"
 run mkdir "$scratch/graft"
 run cp -r setup.cfg pyproject.toml README.md LICENSE research configs launch "$scratch/graft"
 # xpk pastes the command into a script of its own. Its pods name their workers, which JAX finds.
-command="source launch/environment.sh; make_environment '[tpu]'; export GRAFT_PROCESSES=auto;"
-command+=" exec \"\$python\" -m research.train $(printf '%q ' "$@")"
-run xpk workload create "--workload=$name" "--cluster=$CLUSTER" "--zone=$ZONE" \
-  ${PROJECT:+"--project=$PROJECT"} "--tpu-type=$ACCELERATOR" "--num-slices=${SLICES:-1}" \
-  "--base-docker-image=${IMAGE:-python:3.12}" "--script-dir=$scratch/graft" \
-  "--max-restarts=${RESTARTS:-20}" --termination-grace-period-seconds=300 \
-  "--command=bash -c $(printf %q "$command")"
+command="source launch/environment.sh; make_environment '[tpu]'; $variables"
+command+=" exec \"\$python\" -m $program $(printf '%q ' "$@")"
+for workload in "${workloads[@]}"; do
+  run xpk workload create "--workload=$workload" "--cluster=$CLUSTER" "--zone=$ZONE" \
+    ${PROJECT:+"--project=$PROJECT"} "--tpu-type=$ACCELERATOR" "--num-slices=${SLICES:-1}" \
+    "--base-docker-image=${IMAGE:-python:3.12}" "--script-dir=$scratch/graft" \
+    "--max-restarts=${RESTARTS:-20}" --termination-grace-period-seconds=300 \
+    "--command=bash -c $(printf %q "$command")"
+done

@@ -349,6 +349,11 @@ def test_a_run_that_is_not_to_be_started_again_is_not_said_to_be(site):
         ({"NAME": "a;touch x"}, "NAME=a;touch x"),
         ({"NAME": ""}, "set NAME"),
         ({"SLICES": "two"}, "SLICES=two"),
+        ({"SWEEP": "1", "WORKERS": "0"}, "WORKERS=0"),
+        ({"WORKERS": "2"}, "SWEEP=1"),
+        ({"SWEEP": "1"}, "v5litepod-16"),
+        ({"SWEEP": "1", "ACCELERATOR": "v5litepod-4", "SLICES": "2"}, "SLICES=2"),
+        ({"SWEEP": "1", "ACCELERATOR": "v6e-8", "NAME": "a" * 39}, "a-0"),
         ({"ACCELERATOR": "v5p-100"}, "FIT_TARGET"),
     ],
 )
@@ -372,6 +377,23 @@ def test_a_workload_of_several_slices_runs_the_given_arguments(site):
         ["bash", "-c", f'printf "%s|" {trained}'], capture_output=True, text=True, timeout=60
     )
     assert done.stdout.split("|")[3:-1] == [*RECIPE, f"--workdir={workdir}"]
+
+
+def test_workers_of_a_sweep_are_a_workload_each_on_one_ledger(site):
+    arguments = ["--config=configs/ablations/window.py", "--workdir=/mnt/it's $HOME"]
+    sweep = {"SWEEP": "1", "WORKERS": "3", "ACCELERATOR": "v5litepod-8"}
+    done, calls = launch(site, "gke", *arguments, **sweep)
+    assert done.returncode == 0, done.stderr
+    made = [call for call in calls if call.startswith("xpk ")]
+    assert [call.split()[3] for call in made] == [f"--workload=graft-{n}" for n in range(3)]
+    assert len({call.split(" --cluster")[1] for call in made}) == 1  # alike but for their names
+    inner = shlex.split(made[0].split("--command=")[1])[2]
+    assert "GRAFT_PROCESSES" not in inner and "--num-slices=1 " in made[0]
+    shown = f'python=python; printf "%s|" {inner.split("exec ")[1]}'
+    ran = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.split("|")[:-1] == ["python", "-m", "research.sweep", "run", *arguments]
+    dry, calls = launch(site, "gke", *arguments, **sweep, DRY_RUN="1")
+    assert not calls and dry.stdout.count("xpk workload create") == 3
 
 
 def test_a_pods_own_disk_is_no_place_for_a_run(site):

@@ -1,4 +1,13 @@
-"""Generation of text: `generate` returns whole continuations, `stream` yields them in pieces."""
+"""Generation of text by a loop over one batch: `generate` returns whole continuations, `stream`
+yields them in pieces.
+
+Conversations, jobs, evaluations and generation from several prompts write with the engine on a CPU
+(`research.serve.batch`), whose texts are these. The loop writes what no engine runs: texts that
+begin with an encoder's, images, texts beyond a model's positions or its first rotation, and those
+whose tokens or rows a mesh splits; beams are `research.infer.beam`. It also writes single prompts,
+all on an accelerator, the rollouts of `engine="batch"`, the sample of a training run and
+`research.load(...).generate`.
+"""
 
 import logging
 import zlib

@@ -64,6 +64,10 @@ def claim(cell: Path, step: int, lease_seconds: float = LEASE_SECONDS) -> Claim 
             json.dump({**_owner(), "step": step}, new)
     except FileExistsError:
         return None
+    except OSError:
+        # On a full disk nothing tells whose it is, and the cell would wait for the lease.
+        file.unlink(missing_ok=True)
+        raise
     return Claim(file, last + 1, step)
 
 

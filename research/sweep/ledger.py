@@ -10,6 +10,7 @@
 The folder may be shared by any number of machines: a disk, NFS, or a bucket that is mounted.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -20,6 +21,7 @@ from typing import Any
 
 from research.files import read_json, write_json, write_text
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 STATES = ("done", "failed", "diverged", "stopped")
 # What a line of the index has of a record.
 INDEXED = ("cell", "state", "attempts", "levels", "seed", "metrics", "seconds", "reason")
@@ -52,12 +54,13 @@ class Ledger:
     def record(self, key: str) -> dict[str, Any] | None:
         """The record of a cell; None for one that has not ended. ValueError for a damaged one."""
         file = self.cell(key) / "cell.json"
-        return read_json(file) if file.exists() else None
+        return _read(file) if file.exists() else None
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """All records by cell, in the order in which the cells ended."""
+        """All records by cell, in the order in which the cells ended. ValueError for a damaged
+        one."""
         files = sorted((self.folder / "cells").glob("*/cell.json"))
-        found = {file.parent.name: read_json(file) for file in files}
+        found = {file.parent.name: _read(file) for file in files}
         return dict(sorted(found.items(), key=lambda item: item[1].get("ended", "")))
 
     def finish(self, key: str, record: Mapping[str, Any]) -> bool:
@@ -105,15 +108,41 @@ class Ledger:
         self.heal()
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """A record. ValueError for a damaged one, which its run can be asked for again."""
+    try:
+        record = read_json(file)
+    except ValueError as error:
+        record, why = None, f"{error}".partition("; restore")[0]
+    else:
+        why = f"{file} is no record"
+    if isinstance(record, dict) and "state" in record:
+        return record
+    raise ValueError(f"{why}; delete it, and `run` makes it again from what its run has saved")
+
+
 def _create(draft: Path, file: Path) -> None:
     """Gives a complete file its name. FileExistsError where the name is taken."""
     try:
         os.link(draft, file)  # which unlike a rename takes no name away
     except FileExistsError:
         raise
-    except OSError:  # a mounted bucket has no links; there an exclusive creation is complete or not
-        with open(file, "xb") as new:
-            new.write(draft.read_bytes())
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        # A mounted bucket has no links; there an exclusive creation is complete or not.
+        _create_whole(file, draft.read_bytes())
+
+
+def _create_whole(file: Path, data: bytes) -> None:
+    """Writes a file that must not be there. What a full disk has no room for leaves none."""
+    with open(file, "xb") as new:
+        try:
+            new.write(data)
+            new.flush()
+        except OSError:
+            file.unlink(missing_ok=True)
+            raise
 
 
 def _line(record: Mapping[str, Any]) -> str:

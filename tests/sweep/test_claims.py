@@ -74,6 +74,16 @@ def test_a_claim_that_is_only_begun_counts_by_its_time(tmp_path, text):
     assert not held(tmp_path, 60)
 
 
+def test_a_claim_that_a_full_disk_has_no_room_for_is_free_at_once(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="space"):
+        patch.setattr("json.dump", full)
+        claim(tmp_path, 0)
+    assert not held(tmp_path) and claim(tmp_path, 0).number == 1
+
+
 def test_attempts_that_do_not_get_further_are_counted(tmp_path):
     for step in (0, 0, 10, 10, 10):
         claim(tmp_path, step).release("killed")

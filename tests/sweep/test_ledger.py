@@ -1,6 +1,9 @@
 """A cell ends once, and the index is what the records say, whatever happened to it."""
 
+import contextlib
+import errno
 import json
+from unittest import mock
 
 import pytest
 
@@ -48,6 +51,18 @@ def test_a_damaged_index_is_made_again(tmp_path, damage, words):
     assert not one.heal()
 
 
+@pytest.mark.parametrize("damage", ["", '{"cell": "y-0", "sta', "[]", "{}", "\0\0"])
+def test_a_damaged_record_says_how_it_is_made_again(tmp_path, damage):
+    one = ledger(tmp_path)
+    (one.cell("y-0") / "cell.json").write_text(damage)
+    for read in (one.records, one.heal, lambda: one.record("y-0")):
+        with pytest.raises(ValueError, match="y-0/cell.json is no.*; delete it, and `run` makes"):
+            read()
+    (one.cell("y-0") / "cell.json").unlink()
+    assert "does not agree" in one.heal() and len(index(one)) == 3
+    assert one.finish("y-0", {**one.record("x-0"), "cell": "y-0"}) and len(index(one)) == 4
+
+
 def test_a_disk_that_fills_up_loses_no_record(tmp_path, monkeypatch):
     one = ledger(tmp_path)
     record = one.record("x-0") | {"cell": "z"}
@@ -76,6 +91,30 @@ def test_where_there_are_no_links_a_cell_ends_once_too(tmp_path, monkeypatch):
     one = ledger(tmp_path)
     assert not one.finish("y-0", {"state": "failed"})
     assert one.record("y-0")["state"] == "done"
+
+
+@pytest.mark.parametrize("link", [errno.EPERM, errno.ENOSPC])
+def test_without_room_and_without_links_no_half_record_is_left(tmp_path, monkeypatch, link):
+    one = ledger(tmp_path)
+    one.cell("z").mkdir()
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def no_link(*_):
+        raise OSError(link, "no link")
+
+    @contextlib.contextmanager
+    def half(file, mode, **_):
+        with open(file, mode) as new:
+            new.write(b'{"cell"')
+            # Python's own file says so when it is flushed.
+            yield mock.Mock(write=mock.Mock(), flush=mock.Mock(side_effect=full))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr("os.link", no_link)
+        patch.setattr("research.sweep.ledger.open", half, raising=False)
+        one.finish("z", {"cell": "z", "state": "done"})
+    assert not one.ended("z") and list(one.cell("z").iterdir()) == []
+    assert one.finish("z", {"cell": "z", "state": "done"})
 
 
 def test_a_cell_that_is_set_back_is_run_again(tmp_path):

@@ -5,8 +5,12 @@ from collections import Counter
 
 import pytest
 
+from research.experiment.config import from_json
+from research.files import read_json
+from research.run import loop
 from research.sweep import running
 from research.sweep.ledger import Ledger
+from research.sweep.report import write_report
 from research.sweep.search import Search, run_search
 from research.sweep.workers import Trainer
 
@@ -83,6 +87,38 @@ def test_a_search_that_was_stopped_goes_on_with_what_it_had_asked_for(
     asked = set(rounds[-1][1].cells)
     assert search(config, ledger) == 0
     assert asked <= set(trained) and len(set(trained)) == len(trained) == 12
+
+
+@pytest.mark.slow
+def test_a_study_of_real_runs_is_in_the_journal_beside_the_ledger(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna", reason="wants the extra [search]")
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    def train(trainer, cell):  # in this process, without the seconds of another one's start
+        experiment = from_json(read_json(cell / "config.json"))
+        return loop.train(experiment, cell / "run", live=False).exit_code
+
+    monkeypatch.setattr(Trainer, "train", train)
+    file = tmp_path / "search.py"
+    file.write_text(CONFIG.replace("[2, 1]", "[2]").replace("trials=12", "trials=2"))
+    ledger = Ledger(tmp_path / "search")
+    assert search(str(file), ledger, workers=1) == 0
+    write_report(ledger)
+    journal = JournalFileBackend(str(ledger.folder / "optuna.journal"))
+    study = optuna.load_study(study_name="trial", storage=JournalStorage(journal))
+    told = {str(trial.number): trial.value for trial in study.trials}
+    records = ledger.records().values()
+    losses = {one["levels"]["trial"]: one["metrics"]["eval/loss"] for one in records}
+    assert told == losses and len(set(losses.values())) == 2
+    assert study.best_value == min(losses.values())
+    rates = {trial.params["optimizer.learning_rate"] for trial in study.trials}
+    assert len(rates) == 2 and {0.01} < rates  # the config's own first
+    assert "trial" in (ledger.folder / "report.md").read_text()
+    lines = ledger.index.read_text().splitlines()
+    assert [json.loads(line)["state"] for line in lines] == ["done"] * 2
+    monkeypatch.setattr(Trainer, "train", None)  # nothing is left
+    assert search(str(file), ledger, workers=1) == 0
 
 
 @pytest.mark.parametrize(
