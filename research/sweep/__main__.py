@@ -131,16 +131,14 @@ def _status() -> int:
 
 def _report() -> int:
     """Writes the report and prints the answer."""
-    from research.sweep.answer import headline
-    from research.sweep.report import write_report
+    from research.sweep.report import summary, write_report
     from research.sweep.running import open_ledger
 
     ledger = open_ledger(WORKDIR.value)
     healed = ledger.heal()
     if healed:
         print(healed, file=sys.stderr)
-    found = write_report(ledger)
-    print("\n".join(headline(found, next(iter(dict.fromkeys(one.metric for one in found)), ""))))
+    print("\n".join(summary(ledger, write_report(ledger))))
     print(f"{ledger.folder / 'report.md'}")
     return command.DONE
 
