@@ -107,7 +107,7 @@ def _sampling(opened: Any) -> Any:
 def _answer_file(opened: Any, prompts: list, config: Any) -> None:
     """Answers the questions, or the conversations, of a file and prints each with its answer."""
     from research.infer.conversation import conversation, encode_conversation
-    from research.infer.decode import ROWS, generate
+    from research.serve.batch import ROWS, write
 
     inputs, tools = [], chosen_tools()
     for prompt in prompts:
@@ -117,7 +117,7 @@ def _answer_file(opened: Any, prompts: list, config: Any) -> None:
     # Batch by batch, so that the first answers are there before the last question is read.
     for first in range(0, len(prompts), ROWS):
         batch = slice(first, first + ROWS)
-        answers = generate(opened.model, opened.params, opened.tokenizer, inputs[batch], config)
+        answers = write(opened.model, opened.params, opened.tokenizer, inputs[batch], config)
         for prompt, answer in zip(prompts[batch], answers):
             if JSON.value:
                 values = {"prompt": shown(prompt), "text": answer.text, "finish": answer.finish}
@@ -129,8 +129,9 @@ def _answer_file(opened: Any, prompts: list, config: Any) -> None:
 def _converse_with(opened: Any, config: Any) -> None:
     """A conversation on standard input and output."""
     from research.infer.conversation import drop_oldest, encode_conversation
-    from research.infer.decode import stream
+    from research.serve.dialogue import Dialogue
 
+    dialogue = Dialogue(opened.model, opened.params, opened.tokenizer)
     tools = chosen_tools()
 
     def _answer(messages: list[Message]) -> Iterator[str]:
@@ -146,8 +147,7 @@ def _converse_with(opened: Any, config: Any) -> None:
                 f"the conversation is too long for the model: the oldest {dropped} of its "
                 "questions and their answers are forgotten"
             )
-        for _, piece in stream(opened.model, opened.params, opened.tokenizer, [ids], config):
-            yield piece
+        yield from dialogue.answer(ids, config)
 
     # Only a person needs to be told; a pipe has its questions already.
     if sys.stdin.isatty():

@@ -96,18 +96,19 @@ def main(arguments: list[str]) -> int:
 
 def _write(*inputs: Any, prompts: Sequence[Prompt]) -> None:
     """Prints the continuations of `prompts`; `inputs` are the arguments of `decode.generate`."""
-    from research.infer.decode import generate, stream
+    from research.infer.decode import stream
+    from research.serve.batch import write
 
     # JSON needs all of a text; a single one is printed as it is written.
     if JSON.value:
-        pairs = zip(prompts, generate(*inputs))
+        pairs = zip(prompts, write(*inputs))
         print(json.dumps({"samples": [_sample(*pair) for pair in pairs]}))
     elif len(prompts) == 1:
         for _, piece in stream(*inputs):
             print(piece, end="", flush=True)
         print()
     else:
-        for prompt, generation in zip(prompts, generate(*inputs)):
+        for prompt, generation in zip(prompts, write(*inputs)):
             print(f"==> {json.dumps(last_words(prompt))} <==\n{generation.text}\n")
 
 

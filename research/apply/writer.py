@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from research.data.tokenizers import Tokenizer
 from research.infer.beam import BeamConfig, beam_search
 from research.infer.conversation import answer_ends, conversation, encode_conversation
-from research.infer.decode import generate
 from research.infer.prompts import Prompt
 from research.infer.sampling import SamplingConfig
 from research.models.model import Model
+from research.serve.batch import write as generate
 from research.tree import Tree
 
 

@@ -1,5 +1,5 @@
 """Runs a benchmark:
-python -m research.bench train|decode|lora|load|card|vectors|serve|soak|speech"""
+python -m research.bench train|decode|lora|load|card|vectors|serve|soak|cache|speech"""
 
 import json
 import sys
@@ -11,6 +11,7 @@ from absl import flags
 
 from research import command
 from research.bench import (
+    cache,
     card,
     card_works,
     decode,
@@ -48,8 +49,11 @@ GGUF = flags.DEFINE_string(
 )
 GIB = flags.DEFINE_float("gib", 4.0, "load: size of the generated weights", lower_bound=0.25)
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "", "serve, soak: what research.serve is started with; speech: a Whisper"
+    "checkpoint", "", "serve, soak, cache: what research.serve is started with; speech: a Whisper"
 )
+DATA = flags.DEFINE_string("data", "stdlib", "cache: a data source, whose held-out text is read")
+TEXTS = flags.DEFINE_integer("texts", 16, "cache: windows of that text", lower_bound=2)
+LENGTH = flags.DEFINE_integer("length", 512, "cache: tokens of each window", lower_bound=2)
 SOUNDS = flags.DEFINE_list("sounds", [], "speech: sounds to write down")
 SERVERS = flags.DEFINE_multi_string(
     "server", [], "serve: NAME=URL of a server in the form of OpenAI's API, which takes part"
@@ -121,6 +125,13 @@ def _soak() -> Measured:
     return soak.measure(_served(), CLIENTS.value, SECONDS.value, ROUNDS.value), soak.table
 
 
+def _cache() -> Measured:
+    if not CHECKPOINT.value:
+        raise ValueError("no model reads the text; give --checkpoint")
+    rows = cache.measure(CHECKPOINT.value, DATA.value, TEXTS.value, LENGTH.value)
+    return rows, cache.table
+
+
 def _serve() -> Measured:
     """The rows of the servers that the flags name."""
     urls = dict(server.partition("=")[::2] for server in SERVERS.value)
@@ -173,6 +184,7 @@ BENCHMARKS: dict[str, Callable[[], Measured]] = {
     "vectors": _vectors,
     "serve": _serve,
     "soak": _soak,
+    "cache": _cache,
     "speech": _speech,
 }
 

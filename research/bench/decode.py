@@ -1,5 +1,5 @@
-"""Tokens per second of greedy decoding in float32, of Graft, of transformers on torch and of
-llama.cpp."""
+"""Tokens per second of greedy decoding in float32, of Graft's loop and its engine, of transformers
+on torch and of llama.cpp."""
 
 import importlib.util
 import math
@@ -15,7 +15,7 @@ from research.models.model import Model
 from research.models.presets import PRESETS
 
 PRESET, PROMPT, NEW = "smollm2_135m", 64, 128
-OURS, EAGER, LLAMA_CPP = "graft", "transformers", "llama_cpp"
+OURS, ENGINE, EAGER, LLAMA_CPP = "graft", "engine", "transformers", "llama_cpp"
 
 
 def compare(batches: list[int], rounds: int, peers: bool, gguf: str = "") -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def compare(batches: list[int], rounds: int, peers: bool, gguf: str = "") -> lis
     """
     check(batches, peers, gguf)
     # A contender's name in the table, and the argument of its process.
-    names = {OURS: OURS}
+    names = {OURS: OURS, ENGINE: ENGINE}
     if peers:
         names[EAGER] = EAGER
     if gguf:

@@ -1,4 +1,4 @@
-"""A contender's process: python -m research.bench.decode_contender graft, transformers,
+"""A contender's process: python -m research.bench.decode_contender graft, engine, transformers,
 llama_cpp:FILE or read:LIBRARY.
 
 It answers a batch size with the seconds of one greedy continuation of that many prompts, "peak"
@@ -33,7 +33,7 @@ def main() -> None:
     elif kind == "llama_cpp":
         run = llama_cpp(rest)
     else:
-        run = graft() if kind == "graft" else transformers()
+        run = {"graft": graft, "engine": engine, "transformers": transformers}[kind]()
     # Standard output carries one JSON line for each question, so nothing else may print there.
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
@@ -47,6 +47,17 @@ def prompts(batch: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, PRESETS[PRESET].vocab_size, (batch, PROMPT))
 
 
+def _ours() -> tuple[Any, Any]:
+    """The model and random weights: the time of a step does not depend on them."""
+    import jax
+
+    from research.models.model import Model
+    from research.models.spec import initialize
+
+    model = Model(PRESETS[PRESET])
+    return model, jax.jit(lambda: initialize(jax.random.key(0), model.specs(), "float32"))()
+
+
 def graft() -> Run:
     """Ours as `infer.decode` runs it; laying out the weights is timed apart."""
     import jax
@@ -54,15 +65,11 @@ def graft() -> Run:
     from research.infer import steps
     from research.infer.decode_layout import prepare
     from research.infer.sampling import SamplingConfig
-    from research.models.model import Model
-    from research.models.spec import initialize
 
-    model = Model(PRESETS[PRESET])
+    model, params = _ours()
     sampling = SamplingConfig(temperature=0).distribution
     # Ids of -1 never occur, so no row stops before all tokens are written.
     stop_ids = np.full(8, -1, np.int32)
-    # Random weights: the time of a step does not depend on them.
-    params = jax.jit(lambda: initialize(jax.random.key(0), model.specs(), "float32"))()
 
     def _run(batch: int) -> dict[str, float]:
         times = [time.perf_counter()]
@@ -94,6 +101,43 @@ def graft() -> Run:
         return dict(
             zip(("prepare_seconds", "prefill_seconds", "decode_seconds"), np.diff(times).tolist())
         )
+
+    return _run
+
+
+def engine() -> Run:
+    """Ours as `serve.batch` runs it: prompts are read one after the other, beside the texts that go
+    on, and each token of these is a call."""
+    from types import SimpleNamespace
+
+    from research.infer.padding import chunk_size
+    from research.infer.sampling import SamplingConfig
+    from research.serve.engine import Engine
+    from research.serve.request import Request
+
+    model, params = _ours()
+    # Ids alone are timed, as of the others.
+    tokenizer: Any = SimpleNamespace(decode=lambda ids: "", eos_id=None, bos_id=None)
+    config = SamplingConfig(temperature=0, max_tokens=NEW)
+
+    def _run(batch: int) -> dict[str, float]:
+        times = [time.perf_counter()]
+        # Whole pages of 16 tokens; as in the other a copy of the weights in each turn.
+        sizes = {"pages": batch * (PROMPT + NEW) // 16, "rows": batch, "length": PROMPT + NEW}
+        served = Engine(model, params, tokenizer, chunk=chunk_size(PROMPT), few=True, **sizes)
+        times.append(time.perf_counter())
+        texts = [served.submit(Request(ids, config)) for ids in prompts(batch).tolist()]
+        while not all(text.token_ids for text in texts):
+            served.step()
+        times.append(time.perf_counter())
+        left = sum(text.left for text in texts)
+        while not all(text.finish for text in texts):
+            served.step()
+        times.append(time.perf_counter())
+        prepare, prefill, decode = np.diff(times).tolist()
+        # Some wrote already while others were read: what they wrote then counts as if it were now.
+        decode *= batch * (NEW - 1) / left
+        return {"prepare_seconds": prepare, "prefill_seconds": prefill, "decode_seconds": decode}
 
     return _run
 

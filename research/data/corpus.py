@@ -117,7 +117,8 @@ class Corpus:
 
     def _tell_repeated(self, parts: Sequence[Windows]) -> None:
         # Without `train_windows` before it there is nothing to compare with, as in an evaluation.
-        train = [stores for stores in self._train_stores if stores]
+        # Equal words about other media are no repetition.
+        train = [stores for stores in self._train_stores if stores and not self.layout.media]
         for part in parts:
             heldout = _stores(part)
             if not heldout or not train:

@@ -39,6 +39,7 @@ from research.data.job_conversations import (
 from research.data.layouts import LAYOUTS, choose_columns
 from research.data.number_words import open_number_pairs, open_number_texts
 from research.data.occupation_texts import open_occupation_texts
+from research.data.spoken import open_spoken
 from research.data.table_questions import open_table_questions
 from research.downloads import pypi
 from research.downloads.cache import remembered
@@ -226,6 +227,7 @@ SOURCES: dict[str, NamedSource] = {
     "tagged_addition": NamedSource(open_tagged_addition, gives="prompts"),
     "table_questions": NamedSource(open_table_questions, gives="texts"),
     "emoji": NamedSource(open_emoji, gives="captions"),
+    "spoken_commands": NamedSource(open_spoken, gives="media"),
     "xsum": NamedSource(open_xsum, gives="conversations"),
     "alpaca_briefs": NamedSource(open_alpaca_briefs, gives="conversations"),
     "narrativeqa": NamedSource(open_narrativeqa, gives="conversations"),

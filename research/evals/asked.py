@@ -9,8 +9,9 @@ from research.data.tokenizers import Tokenizer
 from research.evals.evaluation import Opened
 from research.evals.records import Record, fill, text_of
 from research.infer.conversation import answer_ends
-from research.infer.decode import Generation, generate
+from research.infer.decode import Generation
 from research.infer.sampling import SamplingConfig
+from research.serve import batch
 
 # Where the question stands that a record asks, first come first served.
 NAMES = ("prompt", "question", "query", "input", "inputs", "context", "ctx", "document", "text")
@@ -69,4 +70,4 @@ def write(
         prompts = tokenizer.encode_batch(prompts)
         ends = answer_ends(tokenizer, ends)
     config = replace(sampling, bos=opened.begins_texts, stop_ids=(*sampling.stop_ids, *ends))
-    return generate(opened.model, opened.params, tokenizer, prompts, config)
+    return batch.write(opened.model, opened.params, tokenizer, prompts, config)

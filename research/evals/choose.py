@@ -24,6 +24,7 @@ from research.evals.heldout import HeldOut
 from research.evals.honest import Honest
 from research.evals.infilling import Infilling
 from research.evals.judge import Judge
+from research.evals.media import Media
 from research.evals.memorisation import Memorisation
 from research.evals.needle import Needle
 from research.evals.pairs import PairPerplexity
@@ -51,6 +52,7 @@ EVALUATIONS: dict[str, type[Evaluation]] = {
     "perplexity": TextPerplexity,
     "pairs": PairPerplexity,
     "pictures": Pictures,
+    "media": Media,
     "rewards": Rewarded,
     "documents": Documents,
     "choices": Choices,

@@ -11,8 +11,8 @@ from research.data.chat import render_chat
 from research.evals.evaluation import Opened
 from research.evals.likelihood import encode_pair, log_likelihoods
 from research.infer.conversation import answer_ends
-from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
+from research.serve.batch import write
 
 # What generation requests may say beside their stop strings; the rest of their keywords is of
 # transformers and changes no result.
@@ -85,7 +85,7 @@ class Requests:
         for config, numbers in groups.items():
             prompts = [self._prompt(requests[number].args[0]) for number in numbers]
             opened = self._opened
-            written = generate(opened.model, opened.params, self._tokenizer, prompts, config)
+            written = write(opened.model, opened.params, self._tokenizer, prompts, config)
             texts |= {number: one.text for number, one in zip(numbers, written)}
         return [texts[number] for number in range(len(requests))]
 

@@ -9,8 +9,8 @@ from research.data.infill import Gap, gap_at_line, gap_ids, sentinels_of, stretc
 from research.data.sources import open_source
 from research.downloads.cache import cache_directory
 from research.evals.evaluation import Evaluation, Item, Opened, RunData
-from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
+from research.serve.batch import write
 
 ORDERS = ("psm", "spm", "prefix")
 
@@ -91,7 +91,7 @@ class Infilling(Evaluation):
             stop=self.sampling.stop,
             stop_ids=opened.stop_ids,
         )
-        written = generate(opened.model, opened.params, tokenizer, prompts, sampling)
+        written = write(opened.model, opened.params, tokenizer, prompts, sampling)
         for (id, gap), one in zip(self.gaps, written):
             yield _item(id, gap, one.text)
 

@@ -14,8 +14,8 @@ from research.downloads.cache import cache_directory
 from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
 from research.evals.likelihood import encode_pair, log_likelihoods
 from research.evals.records import read_records, text_of
-from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
+from research.serve.batch import write
 
 _GRAM = 13  # words (arXiv:2005.14165, appendix C)
 _WORD = re.compile(r"\w+")
@@ -150,7 +150,7 @@ class Memorisation(Evaluation):
             )
         sampling = SamplingConfig(temperature=0.0, max_tokens=self.length)
         prompts = [[*start, *ids[: self.prefix]] for _, ids in chosen]
-        written = generate(opened.model, opened.params, tokenizer, prompts, sampling)
+        written = write(opened.model, opened.params, tokenizer, prompts, sampling)
         for (id, ids), one in zip(chosen, written):
             truth, got = ids[self.prefix :], list(one.token_ids)
             right = next(

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from research.data.loader import Window
 from research.data.prompts import answer_ends, record_of
 from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
-from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
 from research.objectives.policy import Policy
 from research.posttrain.rewards import make_rewards
 from research.posttrain.rollouts import shown_prompt
 from research.posttrain.shared_rewards import shared_rewards
+from research.serve.batch import write
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Rewarded(Evaluation):
             bos=False,
             stop_ids=answer_ends(opened.tokenizer, records),
         )
-        texts = generate(
+        texts = write(
             opened.model,
             opened.params,
             opened.tokenizer,

@@ -1,4 +1,13 @@
-"""Generation of text: `generate` returns whole continuations, `stream` yields them in pieces."""
+"""Generation of text by a loop over one batch: `generate` returns whole continuations, `stream`
+yields them in pieces.
+
+Conversations, jobs, evaluations and generation from several prompts write with the engine on a CPU
+(`research.serve.batch`), whose texts are these. The loop writes what no engine runs: texts that
+begin with an encoder's, images, texts beyond a model's positions or its first rotation, and those
+whose tokens or rows a mesh splits; beams are `research.infer.beam`. It also writes single prompts,
+all on an accelerator, the rollouts of `engine="batch"`, the sample of a training run and
+`research.load(...).generate`.
+"""
 
 import logging
 import zlib
@@ -13,7 +22,7 @@ import numpy as np
 from research.data.tokenizers import Tokenizer
 from research.infer.decode_layout import prepare
 from research.infer.padding import row_count
-from research.infer.prompt_images import pad_images, with_places
+from research.infer.prompt_images import media_of, pad_media, with_places
 from research.infer.prompts import (
     Prompt,
     at_the_last_position,
@@ -67,6 +76,7 @@ def generate(
     prompts: Sequence[Prompt],
     config: SamplingConfig = SamplingConfig(),
     images: Sequence[Any] = (),
+    sounds: Sequence[Any] = (),
 ) -> list[Generation]:
     """One continuation for each prompt, which is a string or token ids; ids are used unchanged.
 
@@ -74,10 +84,12 @@ def generate(
 
     A continuation depends on its prompt, the config and the number of equal prompts before it, not
     on other prompts. Call it under the mesh of the parameters, if any. `images` has those of each
-    prompt, [M, h, w, 3] or None, for a model that reads them. ValueError for an encoder, a prompt
-    outside the vocabulary, one that is too long, and images that do not fit their places.
+    prompt, [M, h, w, 3] or None, for a model that reads them, `sounds` log-mel frames likewise.
+    ValueError for an encoder, a prompt outside the vocabulary, one that is too long, and media that
+    do not fit their places.
     """
-    rows = _rows(_of_text(model.config, params), tokenizer, prompts, config, images)
+    media = media_of(len(prompts), images, sounds)
+    rows = _rows(_of_text(model.config, params), tokenizer, prompts, config, media)
     for first in range(0, len(rows), ROWS):
         for _ in _write(model, params, tokenizer, rows[first : first + ROWS], config, TOKENS):
             pass
@@ -120,7 +132,7 @@ class _Row:
     stream: tuple[int, int]
     limit: int
     text: Continuation
-    images: Any = None
+    media: dict[str, Any] = field(default_factory=dict)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: str = ""
@@ -190,8 +202,8 @@ def _continue(
     streams = [row.stream for row in rows]
     texts = [row.ids + row.token_ids for row in rows]
     new = [limit - len(row.token_ids) for limit, row in zip(limits, rows)]
-    images = pad_images([row.images for row in rows], row_count(len(rows), model))
-    start = Start(texts, sources, new, streams, config.seed, images)
+    media = pad_media([row.media for row in rows], row_count(len(rows), model))
+    start = Start(texts, sources, new, streams, config.seed, media)
     prepared = prepare(model, params)
     state, ids_BT, logprobs_BT = begin(
         model, params, prepared, start, config.distribution, stop_ids
@@ -244,25 +256,22 @@ def _rows(
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     config: SamplingConfig,
-    images: Sequence[Any] = (),
+    media: Sequence[dict[str, Any]] = (),
 ) -> list[_Row]:
     if c.kind == "encoder":
         raise ValueError(
             "the model is an encoder, which fills in masks and continues no text; choose a decoder"
         )
-    if len(images) not in (0, len(prompts)):
-        raise ValueError(
-            f"images of {len(images)} prompts and {len(prompts)} prompts; give None for one without"
-        )
     rows, copies = [], Counter()
-    for index, (prompt, seen) in enumerate(zip(prompts, images or [None] * len(prompts))):
-        ids = with_places(c, index, prompt_ids(tokenizer, prompt, config.bos), seen)
+    for index, (prompt, seen) in enumerate(zip(prompts, media or [{}] * len(prompts))):
+        ids = prompt_ids(tokenizer, prompt, config.bos)
+        ids = with_places(c, index, ids, seen.get("images"), seen.get("sounds"))
         source, content = None, np.array(ids, "<i4").tobytes()
         # An empty source is one: it ends in the end token, as in training, and the decoder starts
         # from a token of its own.
         if c.kind == "encoder_decoder":
             source, ids = source_and_start(c, tokenizer, prompt, ids, config.decoder_ids)
-        check_ids(c, index, prompt, ids if source is None else source, seen is not None)
+        check_ids(c, index, prompt, ids if source is None else source, bool(seen))
         limit = config.max_tokens
         if c.position == "learned":
             longest = max(len(ids), len(source or ()))

@@ -10,15 +10,18 @@ Prompt = str | Sequence[int]
 
 
 def check_ids(
-    c: ModelConfig, index: int, prompt: Prompt, ids: list[int], images: bool = False
+    c: ModelConfig, index: int, prompt: Prompt, ids: list[int], media: bool = False
 ) -> None:
     """ValueError for a prompt without a token, for ids outside the model's vocabulary, and for
-    places of soft tokens unless whoever asks has read its `images`."""
-    places = c.image.in_texts and c.image.token in ids
-    if places and not images:
+    places of soft tokens unless whoever asks has read its `media`."""
+    kinds = {"images": c.image.in_texts and c.image.token in ids}
+    kinds |= {"audio": c.sound.layers > 0 and c.sound.token in ids}
+    tokens = {"images": c.image.token, "audio": c.sound.token}
+    for name in (name for name, there in kinds.items() if there and not media):
+        what = "images" if name == "images" else "sounds"
         raise ValueError(
-            f"prompt {index} has places of images (id {c.image.token}), which no engine, server or "
-            "beam reads yet; write with load(CHECKPOINT).generate(prompts, images=...), or leave "
+            f"prompt {index} has places of {what} (id {tokens[name]}), which no engine, server or "
+            f"beam reads yet; write with load(CHECKPOINT).generate(prompts, {name}=...), or leave "
             "them out"
         )
     if not ids and isinstance(prompt, str):
@@ -26,7 +29,8 @@ def check_ids(
             f"prompt {index} is empty, and the model's texts begin with no token of their own; "
             "give it a word to start from"
         )
-    words = [i for i in ids if not places or i != c.image.token]
+    places = {tokens[name] for name, there in kinds.items() if there}
+    words = [i for i in ids if i not in places]
     if not ids or not all(0 <= i < c.vocab_size for i in words):
         raise ValueError(
             f"prompt {index} must be one or more ids in [0, {c.vocab_size}), the model's vocabulary"

@@ -49,7 +49,7 @@ class Start:
     max_tokens  most new tokens of each text
     streams     two numbers for each text that select its random numbers under `seed`; texts with
                 different ones are sampled independently
-    images      of each text in the order of their places, [B, M, h, w, 3]; None for texts alone
+    media       "images" and "sounds" of each text, [B, M, ...]; None for texts alone
     """
 
     prompts: Sequence[Sequence[int]]
@@ -57,7 +57,7 @@ class Start:
     max_tokens: Sequence[int]
     streams: Sequence[tuple[int, int]]
     seed: int
-    images: np.ndarray | None = None
+    media: dict[str, np.ndarray] | None = None
 
 
 @partial(
@@ -116,7 +116,7 @@ def read_prompts(
     lengths_B = pad_numbers([len(ids) for ids in start.prompts], rows)
     left_B = pad_numbers(start.max_tokens, rows)
     longest = int(lengths_B.max())
-    chunk = prompt_chunk(model.config, longest, start.images)
+    chunk = prompt_chunk(model.config, longest, start.media)
     tokens_BT = pad_texts(start.prompts, rows, chunk * math.ceil(longest / chunk))
     source_BS = source_lengths_B = None
     if start.sources is not None:
@@ -139,8 +139,8 @@ def read_prompts(
         chunk=chunk,
     )
     soft = {}
-    if start.images is not None:
-        soft = soften_prompts(params, tokens_BT, lengths_B, start.images, model=model)
+    if start.media is not None:
+        soft = soften_prompts(params, tokens_BT, lengths_B, start.media, model=model)
     return _read(model, params, state, tokens_BT, lengths_B, chunk, soft)
 
 

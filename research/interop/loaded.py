@@ -84,6 +84,7 @@ class Loaded:
         prompts: str | Sequence[int] | Sequence[str | Sequence[int]],
         *,
         images=None,
+        audio=None,
         max_tokens: int = 64,
         temperature: float | None = None,
         **sampling,
@@ -95,16 +96,23 @@ class Loaded:
 
         A prompt is a string or token ids. An encoder-decoder reads it and writes, for example, its
         translation. `images` [M, size, size, 3] of a prompt, a list of them for a list of prompts,
-        stand where it has the token `config.image.token`, once for each. `sampling` are other
-        fields of `research.infer.sampling.SamplingConfig`; what is not given is as the checkpoint
-        recommends, else drawn at temperature 1. ValueError for an encoder, a checkpoint without a
-        tokenizer, and a prompt that is too long.
+        stand where it has the token `config.image.token`, once for each, and so do the sounds of
+        `audio`, as of `logits`, where it has `config.sound.token`. `sampling` are other fields of
+        `research.infer.sampling.SamplingConfig`; what is not given is as the checkpoint recommends,
+        else drawn at temperature 1. ValueError for an encoder, a checkpoint without a tokenizer,
+        and a prompt that is too long.
         """
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral))
         fields = {"max_tokens": max_tokens, "temperature": temperature, **sampling}
         seen = [images] if alone else images
         seen = () if images is None else seen
-        texts = self._continue([prompts] if alone else list(prompts), self.stop_ids, fields, seen)
+        c, heard = self.config.sound, [audio] if alone else audio
+        sounds = [
+            None if one is None else mel_table([one], c.frames, c.mels)[0]
+            for one in (() if audio is None else heard)
+        ]
+        given = [prompts] if alone else list(prompts)
+        texts = self._continue(given, self.stop_ids, fields, seen, sounds)
         return texts[0] if alone else texts
 
     def chat(
@@ -197,7 +205,7 @@ class Loaded:
         return self.tokenizer
 
     def _continue(
-        self, prompts: list, stop_ids: tuple[int, ...], fields: dict[str, Any], images=()
+        self, prompts: list, stop_ids: tuple[int, ...], fields: dict[str, Any], images=(), sounds=()
     ) -> list[str]:
         """The continuations of prompts, drawn with these fields of a `SamplingConfig`."""
         known = {one.name: one for one in dataclasses.fields(SamplingConfig)}
@@ -210,7 +218,8 @@ class Loaded:
         }
         config = choose_sampling(self.sampling, {**fields, **ends})
         with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
-            written = write(self.model, self.params, self._texts(), prompts, config, images)
+            given = self.model, self.params, self._texts(), prompts, config
+            written = write(*given, images, sounds)
         return [one.text for one in written]
 
     def _run(self, function, batch):

@@ -18,7 +18,7 @@ from research.run.opened import Opened, open_model
 from research.run.start import open_data
 
 # Kinds that measure a run's own held-out data where they name none, which takes a while to open.
-_OF_HELDOUT = ("heldout", "rewards", "answers", "entities", "pictures")
+_OF_HELDOUT = ("heldout", "rewards", "answers", "entities", "pictures", "media")
 
 Settings = dict[str, dict[str, Any]]
 

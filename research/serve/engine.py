@@ -53,6 +53,8 @@ class Engine:
     draft      a small model of the same vocabulary that guesses them instead
                (`research.serve.speculate`). Texts at temperature 0 are the same with and without;
                others have the same distribution
+    few        whether two or three programs do for all steps (`research.serve.shapes`): for texts
+               that are written once, where to compile more takes longer than they save
     adapters   low-rank adapters by name: a request's text is written with the one it names
     bits       8 or 4: keys and values are rounded to so many bits once a page is full
                (`research.models.rounded`); None keeps them in the type of computation
@@ -77,6 +79,7 @@ class Engine:
         drafts: int = 0,
         draft: Draft | None = None,
         bits: int | None = None,
+        few: bool = False,
         adapters: Mapping[str, Tree] | None = None,
     ):
         check_model(model, rows, chunk)
@@ -89,7 +92,7 @@ class Engine:
         # Products of one row in bfloat16 take 25 times as long on a CPU.
         slow = model.precision.compute != "float32" and platform() == "cpu"
         most = -(-self.length // page_size)
-        self.shapes = Shapes(rows, chunk, most, page_size, 2 if slow else 1, drafts)
+        self.shapes = Shapes(rows, chunk, most, page_size, 2 if slow else 1, drafts, few)
         self.counts = Counts()
         self._texts: dict[int, Text] = {}
         self._running: list[int] = []

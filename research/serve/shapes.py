@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 LEAST_CHUNK = 16  # tokens; below it a product reads its weights, which take as long for 16 as for 1
 LEAST_KEYS = 128  # tokens
+TOGETHER = 1024  # tokens that fill a processor, however many are read of one text
+LEAST_TOGETHER = 32  # tokens of each of many texts
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,12 @@ class Shapes:
     """What steps are rounded up to: `rows` texts at most, `chunk` tokens read at most, of one text
     or in equal parts of several, `pages` of a text at most, of `page_size` tokens each; `least`
     texts that go on where there is any; `drafts` tokens guessed ahead where any text has a guess,
-    and nothing is read beside."""
+    and nothing is read beside.
+
+    `few`: `rows` texts go on and `pages` are looked at in every step. Read are `chunk` tokens of
+    one text, or of as many as have `TOGETHER` tokens, or a few tokens of all: those behind a
+    beginning that they share. These are two to four programs, which do more than a small step
+    needs, for a batch that is written once."""
 
     rows: int
     chunk: int
@@ -69,6 +76,7 @@ class Shapes:
     page_size: int
     least: int = 1
     drafts: int = 0
+    few: bool = False
 
     def fit(
         self,
@@ -90,6 +98,10 @@ class Shapes:
 
     def parts(self) -> list[tuple[int, int]]:
         """How many texts may be read in a step, and how many tokens of each."""
+        if self.few:
+            sizes = sorted({self.chunk, min(self.chunk, LEAST_TOGETHER)}, reverse=True)
+            parts = [(min(self.rows, TOGETHER // size), size) for size in sizes]
+            return [(1, self.chunk), *(part for part in parts if part[0] > 1)]
         several = [r for r in _doubled(min(2, self.rows), self.rows, 4) if r > 1]
         parts = [(r, self.chunk // r) for r in several if self.chunk // r >= LEAST_CHUNK]
         return [*((1, chunk) for chunk in self._chunks()), *parts]
@@ -107,17 +119,20 @@ class Shapes:
                         yield Shape(singles, chunk, pages, scored, reads=reads)
 
     def _singles(self) -> list[int]:
-        return _doubled(min(self.least, self.rows), self.rows, 2)
+        return _doubled(self.rows if self.few else min(self.least, self.rows), self.rows, 2)
 
     def _beside(self, reads: int) -> list[int]:
         # Few of them: beside what a chunk costs a few rows without a text are little.
-        return [self.rows] if reads > 1 else [0, *_doubled(min(8, self.rows), self.rows, 8)]
+        if self.few or reads > 1:
+            return [self.rows]
+        return [0, *_doubled(min(8, self.rows), self.rows, 8)]
 
     def _chunks(self) -> list[int]:
         return _doubled(min(LEAST_CHUNK, self.chunk), self.chunk, 8)
 
     def _pages(self) -> list[int]:
-        return _doubled(min(-(-LEAST_KEYS // self.page_size), self.pages), self.pages, 2)
+        least = self.pages if self.few else min(-(-LEAST_KEYS // self.page_size), self.pages)
+        return _doubled(least, self.pages, 2)
 
 
 def _doubled(first: int, last: int, factor: int) -> list[int]:

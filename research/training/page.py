@@ -68,7 +68,10 @@ white-space:normal;min-width:9em}}
 @media print{:root{color-scheme:light;--page:#fff;--card:#fff;--text:#1c2430;
 --soft:#667085;--edge:#e3e6eb;--good:#1d8a52;--bad:#c2413b}
 .charts{grid-template-columns:1fr 1fr}figure,.tile,.sample,tr{break-inside:avoid}
-h2{break-after:avoid}.numbers{display:table}details:not([open]){display:none}}
+h2{break-after:avoid}.numbers{display:table}details:not([open]){display:none}
+figure svg{overflow:visible}.charts .graft-plot text{font-size:16px}
+.facts{display:block;columns:2;column-gap:20px;border:0}
+.facts th,.facts td{font-size:10px;padding:1px 6px}.facts th{width:45%}footer{display:none}}
 """
 
 
@@ -109,7 +112,7 @@ def facts_table(facts: Mapping[str, Any]) -> str:
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{_value(value)}</td></tr>" for name, value in facts.items()
     )
-    return f"<table>{rows}</table>" if rows else ""
+    return f'<table class="facts">{rows}</table>' if rows else ""
 
 
 def diff_table(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ from research.evals.harness import Harness
 from research.evals.heldout import HeldOut
 from research.evals.infilling import Infilling
 from research.evals.judge import Judge
+from research.evals.media import Media
 from research.evals.memorisation import Canary, Memorisation
 from research.evals.needle import Needle
 from research.evals.pairs import PairPerplexity
@@ -54,9 +55,11 @@ from research.infer.sampling import SamplingConfig
 from research.infer.sentences import SentenceSettings
 from research.models.image_config import ImageConfig
 from research.models.model import Model
+from research.models.sound_config import SoundConfig
 from research.models.spec import initialize
 from research.objectives.causal_lm import CausalLM
 from research.objectives.contrastive import Contrastive
+from research.objectives.media_chat import MediaChat
 from research.objectives.span_corruption import SpanCorruption
 from research.parallel.mesh import make_mesh
 from research.run.appraisal import TrainedModel
@@ -74,6 +77,12 @@ MODELS = {
     "entities": Model(replace(ENCODER, labels=2, labels_over="tokens", pooler=False)),
     "retrieval": Model(ENCODER),
     "needle": Model(replace(MODEL.config, max_length=256)),
+    "media": Model(
+        replace(
+            MODEL.config,
+            sound=SoundConfig(layers=1, mels=3, frames=8, d_model=4, heads=2, stack=2, token=300),
+        )
+    ),
     "pictures": Model(
         replace(MODEL.config, image=ImageConfig(layers=1, size=4, patch=2, d_model=8, heads=2))
     ),
@@ -87,7 +96,7 @@ ROWS: tuple[type[Evaluation], ...] = (
     *(HeldOut, TextPerplexity, PairPerplexity, Rewarded, Documents, Choices, Generation, Code),
     *(Classified, Retrieval, Needle, Judge, Answers, Entities, Queries, Briefs),
     *(Infilling, Grounded, Truthfulness, Snowball, SelfCheck, SemanticEntropy, Calibration),
-    *(Refusal, Toxicity, Memorisation, Pii, Pictures),
+    *(Refusal, Toxicity, Memorisation, Pii, Pictures, Media),
     *BIAS_ROWS,
 )
 # The programs of these are those of others here, and compiling takes the time.
@@ -138,6 +147,20 @@ def pictures(*asked: int) -> Pictures:
     whole = np.ones(1, np.int32)
     captioned = [{**w, "images": i, "whole": whole} for w, i in zip(WINDOWS, images)]
     return Pictures(captioned, Contrastive(), 2, PicturesConfig(among=3, k=(1,)), asked)
+
+
+def media(first: int, last: int) -> Media:
+    """Rows of two conversations, with a sound in the first of them and one token as the answer."""
+    rows = []
+    for number, w in enumerate(WINDOWS[first:last], first):
+        tokens, segments = w["tokens"].copy(), np.repeat([1, 2], [6, LENGTH - 5])
+        tokens[1:3] = 300
+        sounds = np.random.default_rng(number).normal(size=(4, 8, 3)).astype(np.float32)
+        sounds[1:] = 0
+        said = np.isin(np.arange(LENGTH + 1), (5, LENGTH)).astype(np.int32)
+        rows.append({**w, "tokens": tokens, "segments": segments, "sounds": sounds})
+        rows[-1]["assistant"] = said
+    return Media(rows, MediaChat(), 2)
 
 
 def heldout(windows) -> HeldOut:
@@ -283,6 +306,7 @@ CASES: dict[str, Callable[[], tuple[Evaluation, list[Evaluation]]]] = {
         Pii(KEPT[:2], KEPT, FEW, 2),
         [Pii(KEPT[:2], (), FEW, 2), Pii((), KEPT, FEW, 2)],
     ),
+    "media": lambda: (media(0, 5), [media(0, 2), media(2, 5)]),
     "pictures": lambda: (pictures(), [pictures(0, 1), pictures(2, 3, 4)]),
     "judge": lambda: (
         Judge(TASKS, grade, sampling=FEW),

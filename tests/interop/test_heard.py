@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from research.infer.prompts import check_ids
 from research.interop.convert import join_sound
 from research.interop.load import load, open_checkpoint
 from research.models.config import ModelConfig
@@ -44,6 +45,17 @@ def test_a_decoder_with_ears_computes_with_both_and_hears(tmp_path):
     # Two rows or one: the same float32 sums in another order.
     np.testing.assert_allclose(rows[0], alone, rtol=0, atol=1e-5)
     assert np.abs(rows[1] - rows[0])[0].max() == 0 and np.abs(rows[1] - rows[0])[1:].max() > 1e-4
+    # The place named once, and prompts of two lengths, one of them without a sound.
+    written = both.generate(
+        [[9, 264, 8], [7, 8]], audio=[[one], None], max_tokens=3, temperature=0, stop_ids=()
+    )
+    wanted = [list(ids), [7, 8]]
+    for text, sounds in zip(wanted, ([one], None)):
+        for _ in range(3):
+            text.append(int(both.logits(text, audio=sounds)[-1].argmax()))
+    assert written == [both.tokenizer.decode(text[-3:]) for text in wanted]
+    with pytest.raises(ValueError, match="prompt 0 has places of sounds .*generate.*audio="):
+        check_ids(both.config, 0, "", ids)
     with pytest.raises(ValueError, match="5 places of soft tokens .* no sounds were given"):
         both.logits(ids)
     with pytest.raises(ValueError, match="it lasts 0.41 s, over the 0.4 s"):
