@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import pytest
 from jax._src import compilation_cache, compiler
 
+from research.data import stdlib
 from research.parallel.mesh import make_mesh
 from tests.compiler import OLDER_FUSIONS, known
 
@@ -94,6 +95,16 @@ def mesh(request):
 def quick_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that a test starts compile as this process does."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+@pytest.fixture(scope="module")
+def small_library() -> Generator[None, Any, Any]:
+    """The source "stdlib" with an eighth of its files, for tests of what a run does with data: its
+    last evaluation reads all held-out windows, 250 batches of the whole library."""
+    sources = stdlib._sources
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stdlib, "_sources", lambda root: sorted(sources(root))[::8])
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

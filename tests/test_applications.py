@@ -17,6 +17,8 @@ from tests.configs import ROOT, experiment, load_config
 from tests.data.chat_templates import TEMPLATES
 from tests.families import FAMILIES
 
+pytestmark = pytest.mark.usefixtures("small_library")
+
 NAMES = sorted(path.stem for path in (ROOT / "configs" / "applications").glob("*.py"))
 FROM_A_CHECKPOINT = ("chatbot", "content", "summarization")
 NEEDS = {"data": "duckdb", "translation": "sacrebleu", "summarization": "rouge_score"}

@@ -17,6 +17,8 @@ from research.files import read_json
 from research.training.metrics import read_rows
 from tests.configs import ROOT, experiment
 
+pytestmark = pytest.mark.usefixtures("small_library")
+
 TINY = {
     "train.steps": 12,
     "train.eval_every": 6,

@@ -11,13 +11,13 @@ A config file of a sweep has `get_config(arg)`, what all runs share, and `get_sw
 factors are compared, see `research.sweep.design`. `run` ends with the report; a sweep that was
 stopped goes on, on any number of machines at once that share the folder. `retry` runs failed cells
 again, with --states=failed,diverged also those that diverged, and with --states=stopped those that
-successive halving stopped. `run --dry_run` runs nothing and prints each
-cell with its command, its memory and the least that it takes in time and, with --price_per_hour, in
-money: on this machine's CPU, or compiled for hardware such as --target=h100:8. `search` has Optuna
-propose the cells of a config file with `get_search(arg)`, see `research.sweep.search`. `scaling`
-runs a ladder of sizes, fits L(N, D) to all but the largest and predicts that one, see
-`research.sweep.scaling_law`. `plan` writes the plan and runs nothing, and `cell --index=N` runs one
-cell of it; launch/slurm_sweep.sh makes an array of these.
+successive halving stopped. `run --dry_run` runs nothing and prints each cell with its command, its
+memory and the least that it takes in time and, with --price_per_hour, in money: on this machine's
+CPU, or compiled for hardware such as --target=h100:8. `search` has Optuna propose the cells of a
+config file with `get_search(arg)`, see `research.sweep.search`. `scaling` runs a ladder of sizes,
+fits L(N, D) to all but the largest and predicts that one, see `research.sweep.scaling_law`. `plan`
+writes the plan and runs nothing, and `cell --index=N` runs one cell of it; launch/slurm_sweep.sh
+makes an array of these.
 """
 
 import sys
@@ -131,16 +131,14 @@ def _status() -> int:
 
 def _report() -> int:
     """Writes the report and prints the answer."""
-    from research.sweep.answer import headline
-    from research.sweep.report import write_report
+    from research.sweep.report import summary, write_report
     from research.sweep.running import open_ledger
 
     ledger = open_ledger(WORKDIR.value)
     healed = ledger.heal()
     if healed:
         print(healed, file=sys.stderr)
-    found = write_report(ledger)
-    print("\n".join(headline(found, next(iter(dict.fromkeys(one.metric for one in found)), ""))))
+    print("\n".join(summary(ledger, write_report(ledger))))
     print(f"{ledger.folder / 'report.md'}")
     return command.DONE
 

@@ -43,6 +43,18 @@ class Ledger:
         """The file with a line for each record."""
         return self.folder / "ledger.jsonl"
 
+    def make(self) -> None:
+        """Makes the folder where it is missing. ValueError where it cannot be written."""
+        try:
+            (self.folder / "cells").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            raise ValueError(
+                f"--workdir={self.folder} cannot be a folder of a sweep ({error.strerror}); give "
+                "one that can be made or written"
+            ) from None
+
     def cell(self, key: str) -> Path:
         """The folder of a cell."""
         return self.folder / "cells" / key

@@ -110,7 +110,9 @@ def read_plan(ledger: Ledger) -> Plan:
 
 
 def write_plan(ledger: Ledger, plan: Plan, cells: Mapping[str, Cell]) -> None:
-    """Writes the plan and the config of each cell that has none."""
+    """Writes the plan and the config of each cell that has none. ValueError for a ledger whose
+    folder cannot be written."""
+    ledger.make()
     for key, cell in cells.items():
         folder = ledger.cell(key)
         folder.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def run_search(
 ) -> int:
     """Searches until all trials have ended; the exit code. ValueError without Optuna."""
     search = running.load_design(spelling, "get_search", Search)
-    ledger.folder.mkdir(parents=True, exist_ok=True)
+    ledger.make()
     study = open_study(ledger, search, config)
     known = _distributions(search)
     while True:

@@ -20,6 +20,8 @@ from tests.configs import experiment
 from tests.families import FAMILIES, random_batch
 from tests.interop.memory import in_memory, random_params
 
+pytestmark = pytest.mark.usefixtures("small_library")
+
 C = replace(FAMILIES["gpt_oss_20b"], layers=2, d_ff=32)
 GATE_UP, DOWN = "model.layers.1.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"
 # Open Compute Project, MX specification 1.0, table 5, by bit pattern.

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import pytest
 
 from research.run import least_time as module
@@ -52,3 +53,10 @@ def test_a_cpu_is_timed_and_its_line_says_so():
     assert "what this machine multiplies at" in line
     took = 10**6 * 8 * 64 * 738_048 / cpu_rate()
     assert seconds(line) == pytest.approx(took, abs=1)
+
+
+@pytest.mark.parametrize("mesh", ["fsdp:4,tensor:2"], indirect=True)
+def test_a_cpu_is_timed_under_a_mesh_of_fake_devices(mesh):
+    cpu_rate.cache_clear()
+    assert cpu_rate() > 1e8
+    assert jnp.ones(1).sharding.mesh == mesh

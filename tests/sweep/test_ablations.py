@@ -68,6 +68,7 @@ TRAINED = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_library")
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_smoke_form_ends_in_an_answer(name, tmp_path, monkeypatch, in_this_process):
     spelling = f"{ROOT}/configs/ablations/{name}.py:smoke"

@@ -7,7 +7,7 @@ import pytest
 
 from research.sweep.answer import COLUMNS, findings, results_csv
 from research.sweep.grid import Grid
-from research.sweep.report import write_report
+from research.sweep.report import summary, write_report
 from tests.sweep.plans import plan, records, written
 
 FACTORS = {"a": ["x", "y"], "b": ["u", "v"]}
@@ -93,3 +93,13 @@ def test_a_sweep_that_has_not_ended_is_answered_by_what_there_is(seeds):
     some = {key: one for key, one in records(made, lambda *_: 1.0).items() if one["seed"] < seeds}
     [one] = findings(Grid(made, some))
     assert one.comparison.seeds == seeds
+
+
+def test_failed_cells_are_counted_where_nothing_else_can_be_said(tmp_path):
+    made = plan({"a": ["x", "y"]}, 2)
+    value = lambda levels, seed: float("nan") if levels["a"] == "y" else 1.0
+    ledger = written(tmp_path, made, records(made, value))
+    lines = summary(ledger, write_report(ledger))
+    assert lines[0] == "no level can be compared yet" and "2 of 4 cells failed" in lines[1]
+    whole = written(tmp_path / "whole", made, records(made, lambda levels, seed: seed + 1.0))
+    assert [line[:4] for line in summary(whole, write_report(whole))] == ["a y "]

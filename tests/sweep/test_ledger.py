@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 
 from research.sweep.ledger import Ledger
+from research.sweep.plan import write_plan
 from tests.sweep.plans import plan, records, written
 
 
@@ -61,6 +62,23 @@ def test_a_damaged_record_says_how_it_is_made_again(tmp_path, damage):
     (one.cell("y-0") / "cell.json").unlink()
     assert "does not agree" in one.heal() and len(index(one)) == 3
     assert one.finish("y-0", {**one.record("x-0"), "cell": "y-0"}) and len(index(one)) == 4
+
+
+@pytest.mark.parametrize("code", [errno.ENOTDIR, errno.EROFS, errno.ENOSPC])
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, code):
+    (tmp_path / "file").touch()
+    one = Ledger(tmp_path / "file")
+
+    def refused(*_):
+        raise OSError(code, "in words")
+
+    if code != errno.ENOTDIR:
+        monkeypatch.setattr("os.mkdir", refused)
+    error, words = (
+        (OSError, "in words") if code == errno.ENOSPC else (ValueError, "--workdir=.*file")
+    )
+    with pytest.raises(error, match=words):
+        write_plan(one, plan({"a": ["x"]}, 1), {})
 
 
 def test_a_disk_that_fills_up_loses_no_record(tmp_path, monkeypatch):
