@@ -9,7 +9,9 @@
 # @title Checkout and packages
 repository = ''  # @param {type: "string"}
 # Colab opens a notebook without its checkout: give the repository's address, and it is cloned into graft/.
-import os, subprocess, sys
+import logging, os, subprocess, sys
+
+logging.basicConfig(format='%(levelname)s %(message)s')  # warnings as commands print them
 
 folders = [folder for folder in ('.', '..', 'graft') if os.path.exists(f'{folder}/research/train.py')]
 if not folders and not repository:
