@@ -243,6 +243,7 @@ def data(e: Experiment, folder: Path, monkeypatch) -> object:
         "make_appraisal": lambda *_: None,
         "_restore_or_begin": lambda *_: (0, SimpleNamespace(held={"base": {}}), {}, []),
         "_record": lambda *_: None,
+        "least_time": lambda *_: [],
     }.items():
         monkeypatch.setattr(session, name, fake)
     fake = SimpleNamespace(objective=objective_of(e), batch_size=1, experiment=e, part=(0, 1))

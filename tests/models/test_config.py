@@ -115,7 +115,7 @@ OTHER = {
 ELSEWHERE = {"max_length", "decoder_start"}
 # These mean something beside others alone, with which tests/fields.py has them.
 ELSEWHERE |= {"kv_latent", "query_latent", "value_size", "dense_layers", "dense_d_ff"}
-ELSEWHERE |= {"groups_per_token", "shared_gate", "router_jitter", "labels_over", "image"}
+ELSEWHERE |= {"groups_per_token", "shared_gate", "router_jitter", "labels_over", "image", "sound"}
 # A batch for these has sounds: tests/interop/test_whisper.py.
 ELSEWHERE |= {"mels", "frames"}
 
