@@ -71,12 +71,14 @@ from types import SimpleNamespace
 from research.data.tokenizers import load_tokenizer
 from research.infer.sentences import SentenceSettings
 from research.models.image_config import ImageConfig
+from research.models.sound_config import SoundConfig
 from research.serve.asked import Served
 from research.serve.encoder import Encoder
 from research.serve.server import make_server, run
 from research.serve.worker import Worker
 
-config = SimpleNamespace(max_length=64, d_model=4, vocab_size=400, image=ImageConfig())
+media = {"image": ImageConfig(), "sound": SoundConfig()}
+config = SimpleNamespace(max_length=64, d_model=4, vocab_size=400, **media)
 encoder = Encoder(SimpleNamespace(config=config), {}, load_tokenizer("bytes"), SentenceSettings())
 encoder.vector = encoder.step = lambda *_: time.sleep(60)  # as long as a large program's compiler
 worker = Worker(encoder)
