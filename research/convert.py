@@ -59,6 +59,8 @@ def main(arguments: list[str]) -> int:
             f"unexpected argument {arguments[0]!r}; flags are --source, --target, --to, --certify, "
             "--verify"
         )
+    if STACK.present and not SOUND.value:
+        raise ValueError("--sound_stack is of the encoder that --sound names; give both or neither")
     # Imported here, so that a wrong flag is answered before the seconds that importing JAX takes.
     from research.interop.certificate_lines import describe
     from research.interop.convert import convert, export_adapter, join_sound, verify

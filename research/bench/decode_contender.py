@@ -106,8 +106,8 @@ def graft() -> Run:
 
 
 def engine() -> Run:
-    """Ours as `serve.batch` runs it: prompts are read one after the other, beside the texts that go
-    on, and each token of these is a call."""
+    """Ours as `serve.batch` runs it: prompts are read together as far as a step has room, and each
+    token that follows is a call."""
     from types import SimpleNamespace
 
     from research.infer.padding import chunk_size

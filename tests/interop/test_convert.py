@@ -445,6 +445,12 @@ def test_the_command_converts_verifies_and_answers_bad_input_in_one_line(llama, 
     assert not (tmp_path / "new").exists()
 
 
+def test_a_flag_that_would_change_nothing_is_refused(tmp_path):
+    refused = run("--source=anything", f"--target={tmp_path / 'new'}", "--sound_stack=10")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: --sound_stack is of the encoder that --sound names")
+
+
 def test_one_text_has_the_logits_of_a_batch_of_one(llama):
     loaded = load(llama[0])
     ids = [5, 17, 3, 80, 2]
