@@ -38,7 +38,7 @@ def mark_seen(
         return None
     seen_BV = np.zeros((rows, model.config.vocab_size), bool)
     for row, ids in zip(seen_BV, prompts):
-        row[list(ids)] = True
+        row[[i for i in ids if i < len(row)]] = True  # the place of a medium may lie behind them
     return seen_BV
 
 

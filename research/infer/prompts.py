@@ -20,9 +20,9 @@ def check_ids(
     for name in (name for name, there in kinds.items() if there and not media):
         what = "images" if name == "images" else "sounds"
         raise ValueError(
-            f"prompt {index} has places of {what} (id {tokens[name]}), which no engine, server or "
-            f"beam reads yet; write with load(CHECKPOINT).generate(prompts, {name}=...), or leave "
-            "them out"
+            f"prompt {index} has places of {what} (id {tokens[name]}), and none are given; give "
+            f"them, as in load(CHECKPOINT).generate(prompts, {name}=...), which beams cannot, or "
+            "leave the places out"
         )
     if not ids and isinstance(prompt, str):
         raise ValueError(

@@ -1,7 +1,8 @@
 """The row of a step, put together on the host from the texts whose turn it is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -41,12 +42,14 @@ class Turn:
 
 def assemble(turn: Turn, shape: Shape, page_size: int, runner: Runner) -> Row:
     """The row of a step in this shape, for what runs it."""
-    virtual = runner.virtual
-    row = _blank(shape, page_size, -(-runner.model.config.vocab_size // 32))
+    c = runner.model.config
+    row = _blank(shape, page_size, -(-c.vocab_size // 32))
+    if c.image.in_texts or c.sound.layers:
+        row = _with_soft(row, c.d_model)
     samplings = [_NOBODY] * shape.drawn
     for index, text in enumerate(turn.singles):
         drafts = turn.drafts.get(text.number, [])
-        _put(row, text, index, index * shape.each, [text.ids[-1], *drafts], virtual)
+        _put(row, text, index, index * shape.each, [text.ids[-1], *drafts], runner)
         for ahead in range(len(drafts) + 1):
             at = index * shape.each + ahead
             _draw(row, text, at, drafts[:ahead])
@@ -58,7 +61,7 @@ def assemble(turn: Turn, shape: Shape, page_size: int, runner: Runner) -> Row:
     for index, (text, tokens) in enumerate(turn.chunks):
         at, first = shape.unread + index, shape.unread + index * shape.chunk
         read = text.ids[text.cached : text.cached + tokens]
-        _put(row, text, shape.singles + index, first, read, virtual)
+        _put(row, text, shape.singles + index, first, read, runner)
         follows = text.ids[text.cached + 1 : text.cached + tokens + 1]
         row.follows_T[first : first + len(follows)] = follows
         _draw(row, text, at, ())
@@ -106,12 +109,23 @@ def _blank(shape: Shape, page_size: int, words: int) -> Row:
     )
 
 
-def _put(row: Row, text: Text, index: int, first: int, ids: Sequence[int], virtual: int) -> None:
-    """Puts tokens of a text, those behind what is in its pages, into the row from `first` on, and
-    its pages into row `index` of the table."""
+def _with_soft(row: Row, width: int) -> Row:
+    """The row with room for vectors of this width in the places of its tokens."""
+    T = len(row.inputs_T)
+    return replace(row, soft_TD=np.zeros((T, width), np.float32), soft_at_T=np.full(T, -1, "i4"))
+
+
+def _put(row: Row, text: Text, index: int, first: int, ids: Sequence[int], runner: Runner) -> None:
+    """Puts tokens of a text, those behind what is in its pages, into the row from `first` on, with
+    the vectors of media in whose places they are, and its pages into row `index` of the table."""
     here = slice(first, first + len(ids))
     row.inputs_T[here] = ids
-    row.positions_T[here] = np.arange(text.cached, text.cached + len(ids)) + virtual
+    row.positions_T[here] = np.arange(text.cached, text.cached + len(ids)) + runner.virtual
+    if row.soft_TD is not None and row.soft_at_T is not None:
+        encode = partial(runner.encode, adapter=text.adapter)
+        for places, vectors in text.soft.vectors(text.cached, text.cached + len(ids), encode):
+            at = places - text.cached + first
+            row.soft_TD[at], row.soft_at_T[at] = vectors, at
     row.segments_T[here] = 1
     row.adapters_T[here] = text.adapter
     row.table_RC[index, : len(text.pages)] = text.pages

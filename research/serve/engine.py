@@ -15,7 +15,6 @@ from itertools import islice
 
 from research.data.tokenizers import Tokenizer
 from research.devices.backend import platform
-from research.infer.prompts import prompt_ids
 from research.models.adapters import virtual_tokens
 from research.models.kinds import longest_window
 from research.models.model import Model
@@ -23,13 +22,14 @@ from research.serve.assemble import Turn, allow, assemble
 from research.serve.beginnings import following, shared
 from research.serve.counts import Counts
 from research.serve.draw import alternatives
-from research.serve.limits import check_guesses, check_model, check_request, text_length
+from research.serve.limits import check_guesses, check_model, prompt_tokens, text_length
 from research.serve.lookup import lookup
 from research.serve.pages import Pages
 from research.serve.request import Completion, Request
 from research.serve.runner import Draft, Runner
 from research.serve.schedule import Budget, Running, State, Waiting, schedule
 from research.serve.shapes import Shape, Shapes
+from research.serve.soft import Soft
 from research.serve.text import Text
 from research.tree import Tree
 
@@ -124,7 +124,8 @@ class Engine:
         prompt = self.prompt_ids(request)
         limit = min(request.sampling.max_tokens, self.length - len(prompt))
         adapter = self.runner.adapter(request.adapter)
-        text = Text(self._next, request, prompt, limit, self.tokenizer, adapter)
+        soft = Soft(self.model.config, prompt, request.media)
+        text = Text(self._next, request, prompt, limit, self.tokenizer, soft, adapter)
         self._texts[text.number] = text
         self._waiting.append(text.number)
         self._next += 1
@@ -173,9 +174,7 @@ class Engine:
 
     def prompt_ids(self, request: Request) -> list[int]:
         """The tokens of a request's prompt, see `submit`."""
-        prompt = prompt_ids(self.tokenizer, request.prompt, request.sampling.bos)
-        check_request(self.model.config, request, prompt, self.length)
-        return prompt
+        return prompt_tokens(self.model.config, self.tokenizer, request, self.length)
 
     def _checked(self, requests: Sequence[Request]) -> Sequence[Request]:
         for request in requests:
@@ -252,6 +251,7 @@ class Engine:
     def _release(self, text: Text) -> None:
         self.pages.release(text.pages[text.gone :])
         text.pages, text.cached, text.gone = [], 0, 0
+        text.soft.forget()
 
     def _leave(self, text: Text) -> None:
         """Gives back the pages that have left the window of every later token."""
@@ -282,6 +282,7 @@ class Engine:
             for number in full:
                 self.pages.register(text.pages[number], digests[number])
         self._leave(text)
+        text.soft.forget(text.cached)
         if text.cached < len(text.ids):
             return False
         [likeliest] = alternatives(told, slice(index, index + 1), text.request.alternatives)

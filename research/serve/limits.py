@@ -1,8 +1,11 @@
 """Which models an engine can run, and how long its texts may be."""
 
 import jax
+import numpy as np
 
-from research.infer.prompts import check_ids
+from research.data.tokenizers import Tokenizer
+from research.infer.prompt_images import with_places
+from research.infer.prompts import check_ids, prompt_ids
 from research.models.config import ModelConfig
 from research.models.model import Model
 from research.serve.pages import Pages
@@ -47,10 +50,16 @@ def check_guesses(drafts: int, model: bool, bits: int | None, page_size: int) ->
         )
 
 
-def check_request(c: ModelConfig, request: Request, prompt: list[int], length: int) -> None:
-    """ValueError for a request whose prompt has these tokens, where a text has `length` at most:
-    for tokens outside the vocabulary, and a prompt that leaves no room for one."""
-    check_ids(c, 0, request.prompt, prompt)
+def prompt_tokens(c: ModelConfig, tokenizer: Tokenizer, request: Request, length: int) -> list[int]:
+    """The tokens of a request's prompt, places of its media included, where a text has `length` at
+    most. ValueError for tokens outside the vocabulary, a prompt that leaves no room for one, and
+    media that an engine does not read or that have no places."""
+    prompt, media = prompt_ids(tokenizer, request.prompt, request.sampling.bos), request.media
+    if media:
+        prompt = with_places(c, 0, prompt, media.get("images"), media.get("sounds"))
+    check_ids(c, 0, request.prompt, prompt, media=bool(media))
+    if request.media:
+        _check_media(c, request, prompt)
     beyond = [token for token, _ in request.penalties.bias if token >= c.vocab_size]
     if beyond:
         raise ValueError(
@@ -62,6 +71,34 @@ def check_request(c: ModelConfig, request: Request, prompt: list[int], length: i
             f"the prompt has {len(prompt):,} tokens, and a text of this engine at most "
             f"{length:,} with what is written; shorten it"
         )
+    return prompt
+
+
+def reads(c: ModelConfig) -> tuple[str, ...]:
+    """Which kinds of media an engine reads in a model's prompts."""
+    images = c.image.in_texts and c.image.attention == "causal"
+    return ("images",) * images + ("sounds",) * (c.sound.layers > 0)
+
+
+def _check_media(c: ModelConfig, request: Request, prompt: list[int]) -> None:
+    if "images" in request.media and "images" not in reads(c):
+        raise ValueError(
+            f"images of this model see what is behind them (model.image.attention="
+            f"{c.image.attention!r}), and an engine reads a prompt in parts; write with "
+            "load(CHECKPOINT).generate(prompts, images=...)"
+        )
+    if request.prompt_logprobs:
+        raise ValueError(
+            "the places of media have no log-probabilities; leave out the media or prompt_logprobs"
+        )
+    for name, of, each in (("images", c.image, c.image.frames), ("sounds", c.sound, 1)):
+        given = len(request.media.get(name, ())) // each
+        places = np.count_nonzero(np.array(prompt) == of.token) if given else 0
+        if places != given * of.tokens:
+            raise ValueError(
+                f"the prompt has {places} places of id {of.token}, and its {given} {name} take "
+                f"{given * of.tokens}; name the place once for each"
+            )
 
 
 def longest_text(c: ModelConfig, virtual: int, page_size: int) -> int:

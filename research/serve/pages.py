@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -109,14 +109,20 @@ class Pages:
 
 
 def digests(
-    ids: Sequence[int], page_size: int, salt: str = "", before: Sequence[bytes] = ()
+    ids: Sequence[int],
+    page_size: int,
+    salt: str = "",
+    before: Sequence[bytes] = (),
+    beside: Callable[[int, int], bytes] = lambda first, end: b"",
 ) -> list[bytes]:
     """The digest of each full page of a text's tokens: of its tokens and all before them, and of a
     `salt`, so that texts under different adapters share nothing. `before` are the first digests of
-    the same text, which are not computed again."""
+    the same text, which are not computed again. `beside` is what a page's tokens from the first up
+    to the end say beside their ids, such as the image in whose places they are."""
     found = list(before)
     for first in range(len(found) * page_size, len(ids) - page_size + 1, page_size):
         content = np.array(ids[first : first + page_size], "<i4").tobytes()
+        content += beside(first, first + page_size)
         parent = found[-1] if found else salt.encode()
         # A digest and not Python's hash, of which two texts could have the same.
         found.append(hashlib.blake2b(parent + b"|" + content, digest_size=16).digest())

@@ -1,6 +1,9 @@
 """What an engine is asked for, and what it gives back."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from research.infer.decode import Generation
 from research.infer.prompts import Prompt
@@ -8,6 +11,7 @@ from research.infer.sampling import SamplingConfig
 from research.serve.draw import ALTERNATIVES
 from research.serve.grammar import Grammar
 from research.serve.penalties import NONE, Penalties
+from research.serve.soft import NONE as NO_MEDIA
 
 # (token, log-probability in nats) of the likeliest tokens, the likeliest first.
 Alternatives = tuple[tuple[int, float], ...]
@@ -26,6 +30,8 @@ class Request:
     adapter         the name of the engine's adapter that writes, "" for the model alone
     penalties       what is added to the logits of tokens
     grammar         what the text must follow; it ends there, "stop", where its grammar has no more
+    media           "images" [I, size, size, 3] and "sounds" [I, frames, mels] in the order of their
+                    places in the prompt, which names the place once for each or for each soft token
 
     ValueError for a number out of range.
     """
@@ -39,6 +45,7 @@ class Request:
     adapter: str = ""
     grammar: Grammar | None = None
     penalties: Penalties = NONE
+    media: Mapping[str, np.ndarray] = field(default_factory=lambda: NO_MEDIA, compare=False)
 
     def __post_init__(self):
         if not 0 <= self.alternatives <= ALTERNATIVES:

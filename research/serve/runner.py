@@ -14,6 +14,7 @@ from research.models.model import Model
 from research.serve.adapters import NONE, with_bank
 from research.serve.draw import Told
 from research.serve.shapes import Shape
+from research.serve.soft import Medium, encode
 from research.serve.speculate import guess, read
 from research.serve.step import Row, make_pools, step
 from research.tree import Tree
@@ -89,8 +90,16 @@ class Runner:
         """Runs a row of this shape through the model, and through the draft, which keeps up with
         the model and guesses where the shape has room for it. `allow` is told of the row's tokens
         with the guesses, before the model reads them, and may change how the row is drawn."""
-        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+        with self._placed():
             return self._run(row, shape, allow)
+
+    def encode(self, medium: Medium, adapter: int) -> np.ndarray:
+        """The vectors [S, D] of a medium, with the adapter of that number; float32 on the host."""
+        with self._placed():
+            return encode(self.model, self.params, medium, adapter)
+
+    def _placed(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
     def _run(self, row: Row, shape: Shape, allow: Callable[[np.ndarray], None] | None) -> Ran:
         guessed = None

@@ -30,7 +30,7 @@ _BLOCK = 64  # tokens that are read whose logits exist at a time: 64 x 262,144 f
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["inputs_T", "positions_T", "segments_T", "table_RC", "slot_R", "last_M"]
-    + ["texts_MS", "draws", "follows_T", "adapters_T"],
+    + ["texts_MS", "draws", "follows_T", "adapters_T", "soft_TD", "soft_at_T"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -46,6 +46,9 @@ class Row:
     draws        how its next token is drawn
     follows_T    the token after each, where that is known
     adapters_T   the adapter of each token's text in the model's bank, -1 for none
+    soft_TD      the vectors of an encoder in the places of a medium, zeros elsewhere, and in
+                 `soft_at_T` the number of such a place, -1 elsewhere; None in the rows of a model
+                 without an encoder
     """
 
     inputs_T: np.ndarray
@@ -58,6 +61,8 @@ class Row:
     draws: Draws
     follows_T: np.ndarray
     adapters_T: np.ndarray
+    soft_TD: np.ndarray | None = None
+    soft_at_T: np.ndarray | None = None
 
 
 def make_pools(
@@ -92,6 +97,8 @@ def step(
     how = {"singles": shape.singles, "first": virtual_tokens(params), "each": shape.each}
     cache = pools.of(row.table_RC, row.slot_R, **how)
     batch = {name: getattr(row, f"{name}_T")[None] for name in ("inputs", "positions", "segments")}
+    if row.soft_TD is not None:
+        batch |= {"soft": row.soft_TD[None], "soft_at": row.soft_at_T[None]}
     hidden_1TD, cache = model.decode(select(params, row.adapters_T[None]), batch, cache)
     head = select(params, row.adapters_T[row.last_M][None])
     # A draw compares a row's logits with each other, so the vocabulary is gathered.

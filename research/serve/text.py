@@ -10,6 +10,7 @@ from research.infer.text import Continuation
 from research.serve.adapters import NONE
 from research.serve.pages import digests
 from research.serve.request import Alternatives, Completion, Request
+from research.serve.soft import Soft
 
 
 class Text:
@@ -17,7 +18,7 @@ class Text:
 
     `ids` are all tokens, of which the first `cached` have their keys and values in `pages`, but for
     the first `gone` pages, which it has given back since nothing sees them any more. `slot` is its
-    number among the texts that run.
+    number among the texts that run. `soft` are the media in its prompt.
     `finish` says why the text has ended, "" before. `written` is the continuation's text, of which
     the first `written.certain` characters are final.
     """
@@ -29,10 +30,11 @@ class Text:
         prompt: list[int],
         limit: int,
         tokenizer: Tokenizer,
+        soft: Soft,
         adapter: int = NONE,
     ):
         self.number, self.request, self.prompt, self.limit = number, request, prompt, limit
-        self.adapter = adapter  # its number in the model's bank
+        self.soft, self.adapter = soft, adapter  # the latter is its number in the model's bank
         self.ids = list(prompt)
         self.cached, self.pages, self.found = 0, list[int](), 0
         self.gone, self.slot = 0, 0
@@ -68,7 +70,7 @@ class Text:
     def digests(self, page_size: int) -> list[bytes]:
         """The digest of each full page of the tokens so far."""
         salt = f"{self.request.adapter}\0{self.request.salt}"  # a name has no such letter
-        self._digests = digests(self.ids, page_size, salt, self._digests)
+        self._digests = digests(self.ids, page_size, salt, self._digests, self.soft.digest)
         return self._digests
 
     def score(self, first: int, logprobs: Sequence[float], alternatives: Sequence) -> None:

@@ -111,7 +111,7 @@ def test_a_place_named_once_for_each_image_is_as_many_as_its_soft_tokens(tmp_pat
         with_places(c, 0, [9, 5, 8], None)
     # Whoever has no images to give says so in the same line for server, beam and engine.
     with pytest.raises(
-        ValueError, match=r"prompt 0 has places of images \(id 5\), which no engine"
+        ValueError, match=r"prompt 0 has places of images \(id 5\), and none are given"
     ):
         check_ids(c, 0, "", [9, 5, 8])
 

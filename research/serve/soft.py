@@ -1,0 +1,105 @@
+"""The media of a text that an engine writes: where they stand in it, what tells them from others,
+and the vectors in their places.
+
+A medium is encoded when the first of its places is read, and its vectors are dropped behind the
+last. A text whose places are in pages that it shares encodes nothing, and one that was stopped
+encodes again.
+
+Letters: D width of the decoder, I images or sounds, S places of a medium.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.models.config import Execution, ModelConfig
+from research.models.media import image_tokens, sounds_tokens
+from research.models.model import Model
+from research.tree import Tree
+from research.tuning.adapter_bank import select
+
+KINDS = ("images", "sounds")
+NONE: Mapping[str, np.ndarray] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Medium:
+    """One that stands in a text: a key of `KINDS`, what is encoded of it, the places in the text
+    that its vectors take, and a digest of its content."""
+
+    kind: str
+    content: np.ndarray
+    places_S: np.ndarray
+    digest: bytes
+
+
+class Soft:
+    """The media of a text with these tokens: `media` has "images" [I, size, size, 3] and "sounds"
+    [I, frames, mels] in the order of their places, of which there are as many as they take."""
+
+    def __init__(self, c: ModelConfig, ids: Sequence[int], media: Mapping[str, np.ndarray]):
+        self.media: list[Medium] = []
+        self._vectors: dict[int, np.ndarray] = {}  # by the number of the medium
+        for kind, content in media.items():
+            of, each = (c.image, c.image.frames) if kind == "images" else (c.sound, 1)
+            places = np.flatnonzero(np.array(ids) == of.token).reshape(-1, of.tokens)
+            for number, places_S in enumerate(places):
+                own = np.asarray(content[number * each : (number + 1) * each])
+                self.media.append(Medium(kind, own, places_S, _digest(kind, own)))
+
+    def digest(self, first: int, end: int) -> bytes:
+        """What tells these tokens of the text from others with the same ids: the contents of the
+        media that have places among them."""
+        return b"".join(one.digest for _, one, _ in self._among(first, end))
+
+    def vectors(
+        self, first: int, end: int, encode: Callable[[Medium], np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(places, their vectors [places, D]) of each medium among these tokens of the text."""
+        for number, one, here in self._among(first, end):
+            if number not in self._vectors:
+                self._vectors[number] = encode(one)
+            yield one.places_S[here], self._vectors[number][here]
+
+    def forget(self, cached: int | None = None) -> None:
+        """Drops the vectors of media whose places are all among the first `cached` tokens; without
+        a number those of all."""
+        for number in list(self._vectors):
+            if cached is None or self.media[number].places_S[-1] < cached:
+                del self._vectors[number]
+
+    def _among(self, first: int, end: int) -> Iterator[tuple[int, Medium, slice]]:
+        """(number, medium, which of its places) of the media with places in [first, end)."""
+        for number, one in enumerate(self.media):
+            start, stop = np.searchsorted(one.places_S, (first, end))
+            if start < stop:
+                yield number, one, slice(start, stop)
+
+
+def _digest(kind: str, content: np.ndarray) -> bytes:
+    head = f"{kind} {content.dtype} {content.shape}".encode()
+    return hashlib.blake2b(head + content.tobytes(), digest_size=16).digest()
+
+
+def encode(model: Model, params: Tree, medium: Medium, adapter: int) -> np.ndarray:
+    """The vectors [S, D] of a medium, float32 on the host, with that adapter of the model's bank.
+    One medium is encoded at a time, so a kind has one program."""
+    how = {"kind": medium.kind, "model": model}
+    return np.asarray(_encoded(params, medium.content, np.int32(adapter), **how))
+
+
+@partial(jax.jit, static_argnames=("kind", "model"))
+def _encoded(
+    params: Tree, content: jax.Array, adapter: jax.Array, *, kind: str, model: Model
+) -> jax.Array:
+    name, tokens = ("image", image_tokens) if kind == "images" else ("sound", sounds_tokens)
+    # Images and sounds are the rows of their encoder, and a bank has an adapter for each row.
+    p_encoder = select(params[name], jnp.broadcast_to(adapter, content.shape[:1]))
+    dtype = model.precision.compute_dtype
+    vectors_1SD = tokens(p_encoder, content[None], model.config, Execution(), dtype)
+    return vectors_1SD[0].astype(jnp.float32)
