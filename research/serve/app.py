@@ -43,7 +43,7 @@ _PAGE = Path(__file__).with_name("page.html")
 # The page has all that it needs, and shows texts that anybody may have written.
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; connect-src 'self'; frame-ancestors 'none'; "
-    "style-src 'unsafe-inline'; script-src 'unsafe-inline'",
+    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; media-src data:",
     "X-Content-Type-Options": "nosniff",
 }
 

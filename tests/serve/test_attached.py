@@ -2,8 +2,10 @@
 alone, and what is no picture, no sound or too much is refused before it is decoded."""
 
 import base64
+import http.client
 import io
 import json
+import re
 import wave
 from dataclasses import replace
 from functools import cache, partial
@@ -135,6 +137,18 @@ def test_answers_to_media_are_those_that_are_written_alone(client):
     streamed = client.events(CHAT, {**ONE, "max_completion_tokens": 6})
     pieces = [event["choices"][0]["delta"].get("content", "") for event in streamed]
     assert "".join(pieces) == texts[0] and len(set(texts)) > 1
+
+
+def test_the_page_shows_media_of_its_own_and_loads_none(client):
+    link = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
+    link.request("GET", "/")
+    answer = link.getresponse()
+    policy, page = answer.headers["Content-Security-Policy"], answer.read().decode()
+    link.close()
+    assert "default-src 'none'" in policy and "connect-src 'self'" in policy
+    assert "img-src data:;" in policy and policy.endswith("media-src data:")
+    # The button is there for models that read media, of which the page learns from /v1/models.
+    assert re.search(r'<button [^>]*id="attach" hidden>', page) and "input_modalities" in page
 
 
 BAD = base64.b64encode(b"no picture").decode()
