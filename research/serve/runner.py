@@ -11,6 +11,7 @@ import numpy as np
 from research.infer.decode_layout import prepare
 from research.models.adapters import virtual_tokens
 from research.models.model import Model
+from research.models.paged import PagedCache
 from research.serve.adapters import NONE, with_bank
 from research.serve.draw import Told
 from research.serve.shapes import Shape
@@ -65,13 +66,14 @@ class Runner:
         self.model, self.params = model, with_bank(laid_out, list(adapters.values()))
         self._numbers = {"": NONE, **{name: number for number, name in enumerate(adapters)}}
         self.virtual = virtual_tokens(self.params)
-        self._pools = make_pools(model, pages, page_size, slots, bits)
+        self._pools = _committed(make_pools(model, pages, page_size, slots, bits))
         self.draft = None
         if draft is not None:
             own = _prompted(*draft)
             _check_draft(model, self.virtual, draft.model, virtual_tokens(own))
             self.draft = Draft(draft.model, lay_out(draft.model, own))
-            self._draft_pools = make_pools(draft.model, pages, page_size, slots, bits)
+            made = make_pools(draft.model, pages, page_size, slots, bits)
+            self._draft_pools = _committed(made)
 
     @property
     def cache_bytes(self) -> int:
@@ -119,6 +121,12 @@ class Runner:
             self.params, self._pools, row, guessed, model=self.model, shape=shape
         )
         return Ran(*jax.device_get((row.inputs_T, told, scores)))
+
+
+def _committed(pools: PagedCache) -> PagedCache:
+    """The pools where they are, for good: as a step gives them back. Its first call would otherwise
+    be of another kind than the rest, and its program be compiled twice."""
+    return jax.tree.map(lambda array: jax.device_put(array, array.sharding), pools)
 
 
 def _prompted(model: Model, params: Tree) -> Tree:

@@ -24,6 +24,7 @@ from research.serve import soft
 from research.serve.engine import Engine
 from research.serve.request import Request
 from research.serve.step import step
+from research.serve.warm import warm
 from research.weights.rules import attach
 from tests.serve.engines import Letters
 from tests.tuning.test_several import adapter
@@ -184,6 +185,17 @@ def test_guesses_and_meshes_change_no_text():
     assert got.token_ids == want.token_ids
     # Sums of two parts.
     np.testing.assert_allclose(got.logprobs, want.logprobs, atol=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_what_is_compiled_at_the_start_serves_every_text():
+    # Committed to a device, as those of a checkpoint are.
+    params = jax.device_put(parameters(), jax.devices()[0])
+    served = Engine(Model(DECODER), params, Letters(), **SIZES)
+    warm(served, 32)
+    before = step._cache_size(), soft._encoded._cache_size()
+    served.generate(requests(GREEDY))
+    assert (step._cache_size(), soft._encoded._cache_size()) == before
 
 
 @pytest.mark.slow
