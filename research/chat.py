@@ -2,7 +2,8 @@
 
 The model is that of a checkpoint or of a run (--workdir). Its own chat template makes one text of
 all that was said, and answers stream as they are written. /help lists the commands, /reset forgets,
-Ctrl-C ends an answer, Ctrl-D or /quit the conversation. Lines may also come from a pipe.
+/image FILE and /audio FILE go with the next line to a model that reads them, Ctrl-C ends an answer,
+Ctrl-D or /quit the conversation. Lines may also come from a pipe.
 --prompt_file answers each question of a file, alone; --json prints one object a line for each,
 {"prompt", "text", "finish"}.
 """
@@ -12,6 +13,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +130,19 @@ def _answer_file(opened: Any, prompts: list, config: Any) -> None:
 
 def _converse_with(opened: Any, config: Any) -> None:
     """A conversation on standard input and output."""
-    from research.infer.conversation import drop_oldest, encode_conversation
+    from research.infer.attached import attach, encode_attached
+    from research.infer.conversation import drop_oldest
+    from research.objectives.soft_tokens import soft_tokens
     from research.serve.dialogue import Dialogue
 
     dialogue = Dialogue(opened.model, opened.params, opened.tokenizer)
-    tools = chosen_tools()
+    tools, soft = chosen_tools(), soft_tokens(opened.model.config)
 
     def _answer(messages: list[Message]) -> Iterator[str]:
         room, dropped = opened.model.config.max_length - config.max_tokens, 0
         # The oldest turns are forgotten once the conversation leaves no room for an answer.
         while True:
-            ids = encode_conversation(opened.tokenizer, messages, tools)
+            ids, media = encode_attached(opened.tokenizer, messages, soft, tools)
             if len(ids) <= room or not drop_oldest(messages):
                 break
             dropped += 1
@@ -147,12 +151,12 @@ def _converse_with(opened: Any, config: Any) -> None:
                 f"the conversation is too long for the model: the oldest {dropped} of its "
                 "questions and their answers are forgotten"
             )
-        yield from dialogue.answer(ids, config)
+        yield from dialogue.answer(ids, config, media)
 
     # Only a person needs to be told; a pipe has its questions already.
     if sys.stdin.isatty():
         note(f"{opened.source}, {opened.model.config.max_length:,} positions; /help lists commands")
-    converse(read_line, _answer, SYSTEM.value)
+    converse(read_line, _answer, SYSTEM.value, partial(attach, soft=soft))
 
 
 def read_line() -> str | None:

@@ -101,7 +101,7 @@ def test_a_conversation_keeps_what_was_said_until_it_is_reset():
         yield from ("an", "swer")
 
     lines = iter(["one", "", "two", "/reset", "three", None])
-    converse(lambda: next(lines), answer, "be brief")
+    converse(lambda: next(lines), answer, "be brief", lambda kind, file: file)
     system, said = (
         {"role": "system", "content": "be brief"},
         {"role": "assistant", "content": "answer"},

@@ -19,6 +19,25 @@ _NOTHING = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""
 _MARK = re.compile(f"([{''.join(_KIND_OF)}])")
 
 
+def mark(kind: str) -> str:
+    """The letter that stands for a medium of a kind in a text for `MediaEncoder.ids`."""
+    return _MARKS[kind]
+
+
+def check_places(soft: SoftTokens, ids: Sequence[int], kinds: Sequence[str]) -> None:
+    """ChatRefused unless ids have as many places as media of these kinds take."""
+    wanted = dict.fromkeys(soft.ids, 0)
+    for token, count in map(soft.places, kinds):
+        wanted[token] += count
+    for token, count in wanted.items():
+        if ids.count(token) != count:
+            raise ChatRefused(
+                f"the rendered text has {ids.count(token)} places of soft tokens where its "
+                f"media take {count}; the chat template leaves one out, or the text has the "
+                f"token of a place, id {token}"
+            )
+
+
 class MediaEncoder(ChatEncoder):
     """`ChatEncoder` for contents in parts {"type": "text", "text"} and {"type": KIND}. A medium
     becomes the places of its kind (`SoftTokens.places`), which are never learnt."""
@@ -65,17 +84,15 @@ class MediaEncoder(ChatEncoder):
     ) -> tuple[list[int], list[bool]] | ChatRefused:
         ids, mask = encoded
         kinds = [p["type"] for m in messages for p in m["content"] if p["type"] != "text"]
-        wanted = dict.fromkeys(self._soft.ids, 0)
-        for token, count in map(self._soft.places, kinds):
-            wanted[token] += count
-        for token, count in wanted.items():
-            if ids.count(token) != count:
-                return ChatRefused(
-                    f"the rendered text has {ids.count(token)} places of soft tokens where its "
-                    f"media take {count}; the chat template leaves one out, or the text has the "
-                    f"token of a place, id {token}"
-                )
-        return ids, [said and token not in wanted for token, said in zip(ids, mask)]
+        try:
+            check_places(self._soft, ids, kinds)
+        except ChatRefused as error:
+            return error
+        return ids, [said and token not in self._soft.ids for token, said in zip(ids, mask)]
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a rendered text, with the places of a medium for its `mark`."""
+        return self._align([text])[0][0]
 
     def _align(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         # A place ends a stretch of text as a special token does, so stretches are encoded apart.

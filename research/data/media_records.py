@@ -156,7 +156,7 @@ def _source(value: Any, folder: Path) -> bytes | Path:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str) and value.startswith("data:"):
-        return _from_url(value)
+        return data_url(value)
     if isinstance(value, str) and re.match(r"[a-z][a-z0-9+.-]+://", value):
         raise ValueError(f"{value[:60]} is on the network, and nothing is fetched; download it")
     if not isinstance(value, str | Path) or not str(value):
@@ -164,7 +164,8 @@ def _source(value: Any, folder: Path) -> bytes | Path:
     return folder / value
 
 
-def _from_url(url: str) -> bytes:
+def data_url(url: str) -> bytes:
+    """The bytes in a "data:" URL. ValueError for one that is not in base64, or is too long."""
     head, comma, data = url.partition(",")
     if not comma or not head.endswith(";base64"):
         raise ValueError(f"{url[:40]!r} is no data URL in base64")

@@ -1,6 +1,6 @@
 """Conversations as prompts: messages, their token ids, and the tokens that end an answer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from research.data.chat import end_of_turn, render_chat
@@ -38,17 +38,22 @@ def conversation(
 
 
 def encode_conversation(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Any] = (),
+    *,
+    encode: Callable[[str], list[int]] | None = None,
 ) -> list[int]:
     """Ids of the messages in the model's chat template, with the `tools` that the assistant may
-    call, up to where it answers. ValueError for a tokenizer without a template, for messages that
-    it rejects, and for tools that it does not write."""
+    call, up to where it answers; `encode` makes them of the text, by default the tokenizer.
+    ValueError for a tokenizer without a template, for messages that it rejects, and for tools that
+    it does not write."""
     if tools and not any("tools" in source for source in sources_of(tokenizer)):
         raise ValueError(
             f"the chat template writes no tools, and {len(tools)} are given; take a model that was "
             "tuned to call tools, or leave them out"
         )
-    return tokenizer.encode(render_chat(tokenizer, messages, tools=tools))
+    return (encode or tokenizer.encode)(render_chat(tokenizer, messages, tools=tools))
 
 
 def answer_ends(tokenizer: Tokenizer, stop_ids: Iterable[int]) -> tuple[int, ...]:

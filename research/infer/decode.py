@@ -3,10 +3,10 @@ yields them in pieces.
 
 Conversations, jobs, evaluations and generation from several prompts write with the engine on a CPU
 (`research.serve.batch`), whose texts are these. The loop writes what no engine runs: texts that
-begin with an encoder's, images, texts beyond a model's positions or its first rotation, and those
-whose tokens or rows a mesh splits; beams are `research.infer.beam`. It also writes single prompts,
-all on an accelerator, the rollouts of `engine="batch"`, the sample of a training run and
-`research.load(...).generate`.
+begin with an encoder's, those with images that see what is behind them, texts beyond a model's
+positions or its first rotation, and those whose tokens or rows a mesh splits; beams are
+`research.infer.beam`. It also writes single prompts, all on an accelerator, the rollouts of
+`engine="batch"`, the sample of a training run and `research.load(...).generate`.
 """
 
 import logging
@@ -102,13 +102,16 @@ def stream(
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     config: SamplingConfig = SamplingConfig(),
+    images: Sequence[Any] = (),
+    sounds: Sequence[Any] = (),
 ) -> Iterator[tuple[int, str]]:
     """Yields (index of the prompt, piece of its text) as soon as a piece can no longer change. The
     pieces of a prompt joined are the text of its continuation.
 
     The generator returns (`yield from`, StopIteration.value) what `generate` does.
     """
-    rows = _rows(_of_text(model.config, params), tokenizer, prompts, config)
+    media = media_of(len(prompts), images, sounds)
+    rows = _rows(_of_text(model.config, params), tokenizer, prompts, config, media)
     sent = [0] * len(rows)
     for _ in _write(model, params, tokenizer, rows, config, STREAMED):
         # Only what is certain is sent: a stop string may begin in the last characters, and half a

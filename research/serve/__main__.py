@@ -119,10 +119,11 @@ def _worker(opened: Any, named: dict[str, str]) -> tuple[Any, Any]:
     """The engine's worker with the programs compiled, and what is served."""
     from research.interop.load import load_adapters
     from research.models.adapters import virtual_tokens
+    from research.objectives.soft_tokens import soft_tokens
     from research.serve.asked import Served
     from research.serve.engine import Engine
     from research.serve.grammar import Grammars
-    from research.serve.limits import longest_text
+    from research.serve.limits import longest_text, reads
     from research.serve.warm import warm
     from research.serve.worker import Worker
 
@@ -156,6 +157,8 @@ def _worker(opened: Any, named: dict[str, str]) -> tuple[Any, Any]:
         opened.sampling,
         Grammars(opened.tokenizer, _ends(opened)),
         tuple(named),
+        soft_tokens(opened.model.config),
+        reads(opened.model.config),
     )
     return Worker(engine, waiting=WAITING.value), served
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from research.serve import asked as ask
 from research.serve.answers import Answers
 from research.serve.asked import Asked, Served
+from research.serve.attached import has_media, with_attached
 from research.serve.description import description
 from research.serve.embeddings import Embeddings
 from research.serve.formats import grammar_of
@@ -42,7 +43,7 @@ _PAGE = Path(__file__).with_name("page.html")
 # The page has all that it needs, and shows texts that anybody may have written.
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; connect-src 'self'; frame-ancestors 'none'; "
-    "style-src 'unsafe-inline'; script-src 'unsafe-inline'",
+    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; media-src data:",
     "X-Content-Type-Options": "nosniff",
 }
 
@@ -158,10 +159,15 @@ class Endpoints:
     def _model(self, name: str) -> dict[str, Any]:
         model = {"id": name, "object": "model", "created": 0, "owned_by": "graft"}
         parent = None if name == self.served.name else self.served.name
-        return {**model, "max_model_len": self.served.length, "parent": parent}
+        inputs = ["text", *self.served.reads]
+        more = {"max_model_len": self.served.length, "parent": parent, "input_modalities": inputs}
+        return model | more
 
     async def _write(self, http: Http, kind: str, asks: Callable) -> Response:
         body = await read_body(http)
+        if kind == "chat" and has_media(body):
+            # A large picture takes seconds to decode.
+            body = await asyncio.to_thread(with_attached, body, self.served)
         asked: Asked = asks(body, self.served)
         # A large schema takes a second to read, in which others are answered.
         grammar = await asyncio.to_thread(grammar_of, body, self.served.grammars, asked.tools)

@@ -8,8 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from research.data.media.soft_tokens import SoftTokens
 from research.data.tokenizers import Tokenizer
-from research.infer.conversation import answer_ends, conversation, encode_conversation
+from research.infer.attached import encode_attached
+from research.infer.conversation import answer_ends
 from research.infer.prompts import Prompt
 from research.infer.sampling import SamplingConfig, choose_sampling
 from research.serve.draw import ALTERNATIVES
@@ -47,6 +51,8 @@ class Served:
     sampling  fields of a `SamplingConfig` that the checkpoint recommends
     grammars  reads the grammars that texts must follow; None where none are served
     adapters  names of adapters, each of which is a model of its own for who asks
+    soft      the model's encoders of images and sounds; None without any
+    reads     which of "image" and "audio" it takes in messages
     """
 
     name: str
@@ -57,6 +63,8 @@ class Served:
     sampling: Mapping[str, float] | None = None
     grammars: Grammars | None = None
     adapters: tuple[str, ...] = ()
+    soft: SoftTokens | None = None
+    reads: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -109,7 +117,8 @@ def completion(body: Mapping[str, Any], served: Served) -> Asked:
 
 
 def chat(body: Mapping[str, Any], served: Served) -> Asked:
-    """What /v1/chat/completions is asked for. `Refused` for what is wrong."""
+    """What /v1/chat/completions is asked for; `research.serve.attached` has read the media in its
+    messages. `Refused` for what is wrong."""
     _check(body, _CHAT, served)
     top = field(body, "top_logprobs", "integer", None, 0, ALTERNATIVES)
     wanted = field(body, "logprobs", "boolean", False)
@@ -118,15 +127,17 @@ def chat(body: Mapping[str, Any], served: Served) -> Asked:
     # The newer name of two.
     most = field(body, "max_tokens", "integer", served.length, 1)
     tools = tools_of(body, served.tokenizer)
+    prompt, media = _conversation(body.get("messages"), served, tools)
     asked = _asked(
         body,
         served,
-        [_conversation(body.get("messages"), served.tokenizer, tools)],
+        [prompt],
         most=field(body, "max_completion_tokens", "integer", most, 1),
         stop_ids=answer_ends(served.tokenizer, served.stop_ids),
         logprobs=(top or 0) if wanted else None,
     )
-    return replace(asked, tools=tools)
+    requests = [replace(one, media=media) for one in asked.requests]
+    return replace(asked, tools=tools, requests=requests)
 
 
 def _check(body: Mapping[str, Any], known: set[str], served: Served) -> None:
@@ -237,13 +248,15 @@ def prompts_of(prompt: Any, name: str) -> list[Prompt]:
     )
 
 
-def _conversation(messages: Any, tokenizer: Tokenizer, tools: Tools | None) -> Prompt:
-    """The ids of a conversation in the model's template."""
+def _conversation(
+    messages: Any, served: Served, tools: Tools | None
+) -> tuple[Prompt, dict[str, np.ndarray]]:
+    """(the ids of a conversation in the model's template, its media)."""
     if not isinstance(messages, list):
         raise Refused("messages must be a list of messages with role and content", param="messages")
     try:
         described = tools.described if tools is not None else ()
-        return encode_conversation(tokenizer, conversation(with_calls(messages)), described)
+        return encode_attached(served.tokenizer, with_calls(messages), served.soft, described)
     except ValueError as error:
         raise Refused(str(error), param="messages") from None
 

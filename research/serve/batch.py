@@ -7,7 +7,7 @@ host for every token, where the loop writes up to 32 in one call.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from research.infer.sampling import SamplingConfig
 from research.models.adapters import virtual_tokens
 from research.models.model import Model
 from research.serve.engine import Engine
-from research.serve.limits import longest_text
+from research.serve.limits import longest_text, reads
 from research.serve.request import Request
 from research.tree import Tree
 
@@ -76,15 +76,24 @@ def longest(model: Model, params: Tree) -> int:
     return longest_text(model.config, virtual_tokens(params), PAGE_SIZE)
 
 
-def fits(model: Model, params: Tree, ids: Sequence[list[int]], config: SamplingConfig) -> bool:
-    """Whether an engine writes these texts, on the mesh that is set. It does not write those of an
-    encoder-decoder, which begin with an encoder's, those beyond a model's positions or its first
-    rotation, those of which a mesh splits the tokens, those that it splits by rows, for it would
-    compute each row on every part of the mesh, nor any in a job of several processes. On an
-    accelerator the loop writes too: nobody has timed there what it costs to come back to the host
-    for every token."""
+def fits(
+    model: Model,
+    params: Tree,
+    ids: Sequence[list[int]],
+    config: SamplingConfig,
+    media: Collection[str] = (),
+) -> bool:
+    """Whether an engine writes these texts, on the mesh that is set; `media` says whether they have
+    "images" or "sounds". It does not write those of an encoder-decoder, which begin with an
+    encoder's, those with images that see what is behind them, those beyond a model's positions or
+    its first rotation, those of which a mesh splits the tokens, those that it splits by rows, for
+    it would compute each row on every part of the mesh, nor any in a job of several processes. On
+    an accelerator the loop writes too: nobody has timed there what it costs to come back to the
+    host for every token."""
     c, most = model.config, max(map(len, ids), default=1)
     if c.kind != "decoder" or c.scores_texts or most + config.max_tokens > longest(model, params):
+        return False
+    if "images" in media and "image" not in reads(c):
         return False
     if platform() != "cpu" or jax.process_count() > 1:
         return False

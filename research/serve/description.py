@@ -38,7 +38,9 @@ def description(served: Served) -> dict[str, Any]:
     names = {"enum": list(served.names)}
     shared = _shared(names)
     message = {"type": "object", "required": ["role"], "properties": {"role": _TEXT}}
-    message["properties"] = {"role": _TEXT, "content": {"type": ["string", "null"]}}
+    parts = {"type": "array", "items": _OBJECT}
+    content = {"anyOf": [{"type": ["string", "null"]}, parts]}
+    message["properties"] = {"role": _TEXT, "content": content}
     completion = shared | {
         "prompt": _prompts(CHOICES),
         "echo": _FLAG,

@@ -4,7 +4,9 @@ The loop of `research.infer.decode` reads all of a conversation again for each a
 answers where no engine can (`research.serve.batch.fits`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from research.data.tokenizers import Tokenizer
 from research.infer.decode import stream
@@ -14,6 +16,7 @@ from research.models.model import Model
 from research.serve.batch import PAGE_SIZE, fits, longest, pieces
 from research.serve.engine import Engine
 from research.serve.request import Request
+from research.serve.soft import NONE as NO_MEDIA
 from research.tree import Tree
 
 _CHUNK = 128  # tokens that are read in one step
@@ -27,15 +30,21 @@ class Dialogue:
         self._inputs = model, params, tokenizer
         self._engine: Engine | None = None
 
-    def answer(self, ids: list[int], config: SamplingConfig) -> Iterator[str]:
-        """The pieces of the answer to a prompt, as soon as they can no longer change."""
+    def answer(
+        self, ids: list[int], config: SamplingConfig, media: Mapping[str, np.ndarray] = NO_MEDIA
+    ) -> Iterator[str]:
+        """The pieces of the answer to a prompt, as soon as they can no longer change; `media` are
+        those in its places, as of a `Request`."""
         model, params, tokenizer = self._inputs
-        if not fits(model, params, [ids], config):
-            yield from (piece for _, piece in stream(model, params, tokenizer, [ids], config))
+        if not fits(model, params, [ids], config, media):
+            given = [media.get("images")], [media.get("sounds")]
+            written = stream(model, params, tokenizer, [ids], config, *given)
+            yield from (piece for _, piece in written)
             return
         try:
+            request = Request(ids, config, media=media)
             engine = self._room(len(ids) + config.max_tokens)
-            yield from (piece for _, piece in pieces(engine, [Request(ids, config)]))
+            yield from (piece for _, piece in pieces(engine, [request]))
         except BaseException:
             # Ctrl-C may have come in the midst of a step, which has taken the pages and not given
             # them back.

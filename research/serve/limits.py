@@ -77,11 +77,11 @@ def prompt_tokens(c: ModelConfig, tokenizer: Tokenizer, request: Request, length
 def reads(c: ModelConfig) -> tuple[str, ...]:
     """Which kinds of media an engine reads in a model's prompts."""
     images = c.image.in_texts and c.image.attention == "causal"
-    return ("images",) * images + ("sounds",) * (c.sound.layers > 0)
+    return ("image",) * images + ("audio",) * (c.sound.layers > 0)
 
 
 def _check_media(c: ModelConfig, request: Request, prompt: list[int]) -> None:
-    if "images" in request.media and "images" not in reads(c):
+    if "images" in request.media and "image" not in reads(c):
         raise ValueError(
             f"images of this model see what is behind them (model.image.attention="
             f"{c.image.attention!r}), and an engine reads a prompt in parts; write with "

@@ -86,6 +86,19 @@ def _digest(kind: str, content: np.ndarray) -> bytes:
     return hashlib.blake2b(head + content.tobytes(), digest_size=16).digest()
 
 
+def blanks(c: ModelConfig) -> list[Medium]:
+    """A medium without content of each kind that an engine encodes, to compile with."""
+    nothing = np.zeros(0, np.int32)
+    made = []
+    if c.image.in_texts and c.image.attention == "causal":
+        pixels = np.zeros((c.image.frames, c.image.size, c.image.size, 3), np.uint8)
+        made.append(Medium("images", pixels, nothing, b""))
+    if c.sound.layers:
+        mel = np.zeros((1, c.sound.frames, c.sound.mels), np.float32)
+        made.append(Medium("sounds", mel, nothing, b""))
+    return made
+
+
 def encode(model: Model, params: Tree, medium: Medium, adapter: int) -> np.ndarray:
     """The vectors [S, D] of a medium, float32 on the host, with that adapter of the model's bank.
     One medium is encoded at a time, so a kind has one program."""

@@ -141,13 +141,33 @@ def test_a_conversation_knows_its_commands(capsys):
         asked.append([message["content"] for message in messages])
         yield "ok"
 
-    converse(lambda: next(lines, None), _answer, "short")
+    converse(lambda: next(lines, None), _answer, "short", lambda kind, file: file)
     assert asked[0] == ["short", "hi"]
     assert asked[1][-1] == "/usr/bin is what?" and asked[2][-1] == "/reset?"
     assert asked[3] == ["short", "new"] and len(asked) == 4
     out, notes = capsys.readouterr()
     assert out == "ok\n" * 4
     assert notes.count("/reset forgets") == 2 and "no command /stop" in notes
+
+
+def test_files_go_with_the_next_line_and_one_that_cannot_be_read_is_told(capsys):
+    lines = iter(["/image a b.png", "/audio no.wav", "/image", "/audio x.wav", "what?", "and?"])
+    lines = iter([*lines, "/image late.png", "/reset", "new"])
+    asked = []
+
+    def _attach(kind, file):
+        if file.name == "no.wav":
+            raise ValueError("there is no such file")
+        return kind, file.name
+
+    def _answer(messages):
+        asked.append(messages[-1]["content"])
+        yield "ok"
+
+    converse(lambda: next(lines, None), _answer, None, _attach)
+    assert asked == [[("image", "a b.png"), ("audio", "x.wav"), "what?"], "and?", "new"]
+    notes = capsys.readouterr().err
+    assert "(no.wav: there is no such file)" in notes and "wants a file" in notes
 
 
 def test_the_oldest_turn_goes_first_and_a_system_message_stays():
