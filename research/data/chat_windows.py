@@ -8,7 +8,7 @@ from research.data.census import Census
 from research.data.chat import ChatEncoder
 from research.data.documents import Documents
 from research.data.places import first_path
-from research.data.tokens import TokenStore, tokenize_conversations
+from research.data.tokens import TokenStore
 from research.data.windows import WindowOptions
 
 
@@ -146,11 +146,5 @@ def best_fit(sizes: list[int], room: int) -> list[list[int]]:
 
 def conversation_windows(documents: Documents, options: WindowOptions) -> PackedConversations:
     """Packed windows of conversations, rendered by the chat template of the tokenizer."""
-    store = tokenize_conversations(
-        documents,
-        ChatEncoder(options.tokenizer),
-        options.cache,
-        max_bad_records=options.max_bad_records,
-        progress=options.progress,
-    )
+    store = options.conversations(documents, ChatEncoder(options.tokenizer))
     return PackedConversations(store, options.length, seed=options.seed, documents=documents)

@@ -9,7 +9,7 @@ from research.data.labelled import Labels
 from research.data.places import first_of, first_path
 from research.data.plain_answers import answer_encoder
 from research.data.preference_windows import most_pairs, shorten_prompts
-from research.data.tokens import TokenStore, tokenize_conversations
+from research.data.tokens import TokenStore
 from research.data.windows import WindowOptions
 
 
@@ -129,14 +129,7 @@ class PackedJudgements:
 def judgement_windows(documents: Documents, options: WindowOptions) -> PackedJudgements:
     """Packed windows of judged answers, rendered by the chat template of the tokenizer if it has
     one."""
-    store = tokenize_conversations(
-        documents,
-        answer_encoder(options.tokenizer),
-        options.cache,
-        field="answer",
-        max_bad_records=options.max_bad_records,
-        progress=options.progress,
-    )
+    store = options.conversations(documents, answer_encoder(options.tokenizer), "answer")
     labels = options.tokens(documents, "label", Labels(("0", "1")))
     if len(labels) != len(store):
         raise ValueError(

@@ -16,7 +16,7 @@ from research.data.media.soft_tokens import SoftTokens
 from research.data.media_encoder import MediaEncoder
 from research.data.media_survey import Surveyed
 from research.data.places import places
-from research.data.tokens import TokenStore, tokenize_conversations
+from research.data.tokens import TokenStore
 from research.data.windows import WindowOptions
 
 
@@ -92,13 +92,7 @@ def media_windows(documents: Any, options: WindowOptions) -> PackedMedia:
     """Packed windows of conversations with media. ValueError for documents without a way to them,
     and for a model that has no encoder."""
     soft, surveyed = _opened(documents, options)
-    store = tokenize_conversations(
-        surveyed,
-        MediaEncoder(options.tokenizer, soft),
-        options.cache,
-        max_bad_records=options.max_bad_records,
-        progress=options.progress,
-    )
+    store = options.conversations(surveyed, MediaEncoder(options.tokenizer, soft))
     return PackedMedia(surveyed, store, options, soft)
 
 

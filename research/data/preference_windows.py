@@ -8,7 +8,7 @@ from research.data.documents import Documents, digest
 from research.data.places import first_of, first_path
 from research.data.plain_answers import answer_encoder
 from research.data.preferences import MARGIN, SIDES
-from research.data.tokens import TokenStore, tokenize_conversations
+from research.data.tokens import TokenStore
 from research.data.windows import WindowOptions
 
 # A window has at most one pair for so many tokens, so that the number of pairs has a bound that
@@ -163,17 +163,7 @@ def _said(store: TokenStore, starts: np.ndarray, stops: np.ndarray) -> np.ndarra
 def preference_windows(documents: Documents, options: WindowOptions) -> PackedPreferences:
     """Packed windows of pairs, rendered by the chat template of the tokenizer if it has one."""
     encoder = answer_encoder(options.tokenizer)
-    stores = {
-        side: tokenize_conversations(
-            documents,
-            encoder,
-            options.cache,
-            field=side,
-            max_bad_records=options.max_bad_records,
-            progress=options.progress,
-        )
-        for side in SIDES
-    }
+    stores = {side: options.conversations(documents, encoder, side) for side in SIDES}
     margins = options.tokens(documents, MARGIN, Numbers())
     if len(margins) != len(stores[SIDES[0]]):
         raise ValueError(

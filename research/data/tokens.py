@@ -60,6 +60,24 @@ class BadRecords(ValueError):
     the file and the index of the record that was one too many."""
 
 
+class _LeftOut:
+    """The errors of the records that a store leaves out. `told` has warnings of earlier stores."""
+
+    def __init__(self, limit: int, told: set[str] | None):
+        self.limit, self._told = limit, set() if told is None else told
+        self.records: list[str] = []
+
+    def leave_out(self, record: str) -> None:
+        """Adds an error, with a warning unless it was told; BadRecords for one too many."""
+        self.records.append(record)
+        if len(self.records) > self.limit:
+            raise _too_many(record, len(self.records), self.limit)
+        # Each of many would hide the rest; their number is said where windows are made of the store
+        if len(self.records) <= _SHOWN and record not in self._told:
+            self._told.add(record)
+            logging.warning("left out %s", record)
+
+
 @dataclass(frozen=True, eq=False)
 class TokenStore:
     """Token ids of documents. Document d is `ids[offsets[d]:offsets[d + 1]]`, without bos and eos.
@@ -91,13 +109,16 @@ def tokenize(
     field: str = "text",
     max_bad_records: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    told: set[str] | None = None,
 ) -> TokenStore:
     """The token store of one field of the documents; from the cache if the same documents have been
     tokenised with the same tokenizer before.
 
     `progress(done, documents)` is called from time to time. A damaged cache is rebuilt with a
-    warning. BadRecords, a ValueError, for more than `max_bad_records` unreadable records;
-    ValueError if there are no tokens at all.
+    warning. Unreadable records are left out, each with a warning unless that is in `told`, where it
+    then is: stores of the fields of one set of documents, which share it, warn of a record once.
+    BadRecords, a ValueError, for more than `max_bad_records` of them; ValueError if there are no
+    tokens at all.
     """
     if field not in documents.fields:
         raise ValueError(
@@ -111,9 +132,8 @@ def tokenize(
         encoded = tokenizer.encode_batch(texts)
         return [one if isinstance(one, ValueError) else (one, None) for one in encoded]
 
-    return _stored(
-        documents, field, encode, tokenizer.vocab_size, key, cache_dir, max_bad_records, progress
-    )
+    vocab_size, bad = tokenizer.vocab_size, _LeftOut(max_bad_records, told)
+    return _stored(documents, field, encode, vocab_size, key, cache_dir, bad, progress)
 
 
 def tokenize_conversations(
@@ -124,6 +144,7 @@ def tokenize_conversations(
     field: str = "conversation",
     max_bad_records: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    told: set[str] | None = None,
 ) -> TokenStore:
     """`tokenize` for a field of conversations, whose store has a mask. A conversation that the chat
     template rejects counts as an unreadable record."""
@@ -133,16 +154,8 @@ def tokenize_conversations(
         spelt = list(map(read_spelt, texts))
         return encoder.encode_batch([one[0] for one in spelt], [one[1] for one in spelt])
 
-    return _stored(
-        documents,
-        field,
-        encode,
-        encoder.vocab_size,
-        key,
-        cache_dir,
-        max_bad_records,
-        progress,
-    )
+    vocab_size, bad = encoder.vocab_size, _LeftOut(max_bad_records, told)
+    return _stored(documents, field, encode, vocab_size, key, cache_dir, bad, progress)
 
 
 def _stored(
@@ -152,16 +165,16 @@ def _stored(
     vocab_size: int,
     key: str,
     cache_dir: Path,
-    max_bad: int,
+    bad: _LeftOut,
     progress,
 ) -> TokenStore:
     def build(directory: Path) -> None:
-        _write(directory, documents, encode, vocab_size, field, max_bad, progress)
+        _write(directory, documents, encode, vocab_size, field, bad, progress)
 
     # A store in the cache was made under a limit of that time, so it is checked again here.
     store = built(cache_dir / "tokens" / key[:32], build, functools.partial(_open, key=key))
-    if len(store.bad_records) > max_bad:
-        raise _too_many(store.bad_records[max_bad], len(store.bad_records), max_bad)
+    if len(store.bad_records) > bad.limit:
+        raise _too_many(store.bad_records[bad.limit], len(store.bad_records), bad.limit)
     return store
 
 
@@ -171,21 +184,20 @@ def _write(
     encode: _Encode,
     vocab_size: int,
     field: str,
-    max_bad: int,
+    bad: _LeftOut,
     progress,
 ) -> None:
     # Two bytes an id are enough for most vocabularies and halve the file.
     dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
     lengths: list[int] = []
     n_bytes: list[int] = []
-    bad: list[str] = []
     checksum, mask_checksum, masked = 0, 0, False
     with open(directory / "ids.bin", "wb") as file, open(directory / "mask.bin", "wb") as mask_file:
         # One pass: ids go to disk as they come, so a corpus need not fit in memory.
-        for done, texts, names in _chunks(documents, field, bad, max_bad):
+        for done, texts, names in _chunks(documents, field, bad):
             for encoded, text, name in zip(encode(texts), texts, names):
                 if isinstance(encoded, ValueError):
-                    _leave_out(f"{name}: {encoded}", bad, max_bad)
+                    bad.leave_out(f"{name}: {encoded}")
                     continue
                 ids, mask = encoded
                 data = np.asarray(ids, dtype).tobytes()
@@ -201,13 +213,14 @@ def _write(
             if progress:
                 progress(done, len(documents))
     if not sum(lengths):
-        unreadable = f"{len(bad)} of them unreadable{f', the first: {bad[0]}' if bad else ''}"
+        first = f", the first: {bad.records[0]}" if bad.records else ""
+        unreadable = f"{len(bad.records)} of them unreadable{first}"
         raise ValueError(f"no text in {len(documents)} document(s), {unreadable}; give more data")
     # Little-endian on every machine, since caches may be shared.
     table = np.array([lengths, n_bytes], "<i8")
     table.tofile(directory / "documents.bin")
     meta = {"dtype": dtype.name, "tokens": sum(lengths), "documents": len(lengths)}
-    meta |= {"bad_records": bad}
+    meta |= {"bad_records": bad.records}
     meta |= {"ids_crc32": checksum, "documents_crc32": zlib.crc32(table.tobytes())}
     if masked:
         meta["mask_crc32"] = mask_checksum
@@ -217,10 +230,10 @@ def _write(
 
 
 def _chunks(
-    documents: Documents, field: str, bad: list[str], max_bad: int
+    documents: Documents, field: str, bad: _LeftOut
 ) -> Iterator[tuple[int, list[str], list[str]]]:
     """Chunks of (number of documents read so far, texts, their paths). The errors of unreadable
-    documents are added to `bad`; BadRecords for more than `max_bad`."""
+    documents are added to `bad`; BadRecords for more than its limit."""
     texts: list[str] = []
     names: list[str] = []
     size = 0
@@ -229,7 +242,7 @@ def _chunks(
         try:
             document = documents[index]
         except UnreadableRecord as error:
-            _leave_out(str(error), bad, max_bad)
+            bad.leave_out(str(error))
             continue
         texts.append(document[field])
         names.append(document["path"])
@@ -238,15 +251,6 @@ def _chunks(
             yield index + 1, texts, names
             texts, names, size = [], [], 0
     yield len(documents), texts, names
-
-
-def _leave_out(record: str, bad: list[str], max_bad: int) -> None:
-    bad.append(record)
-    if len(bad) > max_bad:
-        raise _too_many(record, len(bad), max_bad)
-    # Each of many would hide the rest; their number is said where windows are made of the store.
-    if len(bad) <= _SHOWN:
-        logging.warning("left out %s", record)
 
 
 def _too_many(record: str, count: int, limit: int) -> BadRecords:

@@ -1,7 +1,7 @@
 """`WindowOptions`: what every layout needs to make windows of tokens from documents."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from research.data import tokens
 from research.data.documents import Documents
 from research.data.media.soft_tokens import SoftTokens
 from research.data.tokenizers import Tokenizer
-from research.data.tokens import TokenStore
+from research.data.tokens import Encoder, TokenStore
 
 # Windows by random access, each a dict of arrays whose names depend on the layout. An objective
 # makes one example of one window.
@@ -33,6 +33,8 @@ class WindowOptions:
     soft             the encoder of images of the model, None without one
     max_bad_records  unreadable records that are left out, each with a warning, before an error
     progress         called while documents are tokenised
+    told             warnings of records that were left out; each is given once, however many fields
+                     of a record have a store
     """
 
     tokenizer: Tokenizer
@@ -46,6 +48,7 @@ class WindowOptions:
     soft: SoftTokens | None = None
     max_bad_records: int = 0
     progress: Progress | None = None
+    told: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def tokens(
         self, documents: Documents, field: str, encoder: tokens.Tokenizer | None = None
@@ -58,4 +61,19 @@ class WindowOptions:
             field=field,
             max_bad_records=self.max_bad_records,
             progress=self.progress,
+            told=self.told,
+        )
+
+    def conversations(
+        self, documents: Documents, encoder: Encoder, field: str = "conversation"
+    ) -> TokenStore:
+        """The token store of one field of conversations of the documents."""
+        return tokens.tokenize_conversations(
+            documents,
+            encoder,
+            self.cache,
+            field=field,
+            max_bad_records=self.max_bad_records,
+            progress=self.progress,
+            told=self.told,
         )

@@ -156,6 +156,22 @@ def test_a_bad_record_ends_the_run_with_its_number(windows):
         windows([PAIR, {**PAIR, "rejected": "four"}], 256)
 
 
+def test_a_bad_record_is_warned_of_once_for_all_fields_of_the_pairs(windows, caplog):
+    bad = {1: {**PAIR, "rejected": "four"}, 4: {**PAIR, "prompt": ""}, 5: {**PAIR, "margin": -1}}
+    pairs = [bad.get(i, {**PAIR, "chosen": f"four {i}"}) for i in range(7)]
+    _, packed = windows(pairs, 256, max_bad_records=3)
+    warned = [record.getMessage() for record in caplog.records]
+    assert [re.match(r"left out \S+\.jsonl, record (\d): ", line)[1] for line in warned] == [*"145"]
+    # Every store still counts them.
+    assert all(len(store.bad_records) == 3 for store in packed.stores) and len(packed.stores) == 2
+    caplog.clear()
+    _, judged = windows(
+        [*JUDGED, {**JUDGED[0], "label": "good"}], 512, "judgements", max_bad_records=1
+    )
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "record 6: " in line and "wanted true for an answer" in line
+
+
 def test_other_data_are_named():
     with pytest.raises(ValueError, match="these are conversations.* can only read preferences"):
         choose_columns("", ["messages"], "x.jsonl", "preferences")
