@@ -334,6 +334,10 @@ CASES |= {
         **{"temperature": 0.5, "logprob_limit": 1e-6, "engine": "pages"},
     }.items()
 }
+CASES |= {
+    f"objective.policy.{_name}": (POLICY | {"objective.policy_loss": "ppo"}, _other)
+    for _name, _other in {"discount": 0.9, "gae_decay": 0.8, "value_weight": 0.2}.items()
+}
 CASES["objective.policy.name"] = ({"objective.name": "policy"}, "causal_lm")
 CASES["objective.policy.max_tokens"] = (POLICY | {"objective.average": "constant"}, 5)
 
@@ -418,6 +422,9 @@ UNUSED: list[tuple[dict[str, Any], str, Any]] = [
     (DISTIL, "objective.rounding_group", 4),
     (DISTIL | {"objective.teacher_weight": 0.0}, "objective.temperature", 2.0),
     (REWARD, "objective.beta", 1.0),
+    (POLICY, "objective.discount", 0.9),
+    (POLICY, "objective.gae_decay", 0.8),
+    (POLICY, "objective.value_weight", 0.2),
     (SIMPO, "objective.reference", "cached"),
     (CHAT, "data.prompt_tokens", 8),
     (CHAT, "data.packing", False),

@@ -60,7 +60,7 @@ def convert(
         if dtype in FLOATS:
             checkpoint = cast(checkpoint, as_dtype(dtype))
         notes = [*(FORMATS[to].writes(checkpoint, folder, dtype) or []), *lost(opened, to)]
-        notes += written_out(opened, to, dtype)
+        notes += written_out(opened, to, dtype) + runs.left_out(opened)
         if not certified:
             return {"notes": notes}
         # What was written is read back from the disk: the certificate is about the files.

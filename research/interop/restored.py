@@ -26,6 +26,7 @@ from research.interop.storage.grow import grow
 from research.interop.strangers import name_stranger
 from research.models.model import Model
 from research.models.spec import abstract
+from research.objectives.choose import objective_class
 from research.parallel.axes import RULES, AxisRules
 from research.tree import Tree
 from research.tuning.method import QuantizeConfig, new_frozen, split_specs
@@ -188,10 +189,14 @@ def _restore(
     # A base is never updated, so it is kept in the type it is computed in.
     precision = experiment.precision
     dtype = precision.param_dtype if key == "trainable" else precision.compute_dtype
-    wanted = abstract(specs, dtype)
+    own: Tree = {}
+    if key == "trainable":
+        objective = objective_class(experiment.objective.name)
+        own = objective.own_specs(experiment.objective, experiment.model)
+    wanted = abstract({**specs, **own}, dtype)
     step, arrays, meta = restore_params(workdir / "checkpoints", wanted, key=key, step=step)
     _refuse_another_config(workdir, experiment, step, meta)
-    return step, arrays, meta
+    return step, {name: part for name, part in arrays.items() if name not in own}, meta
 
 
 # The fields of a config that decide what the parameters of a run compute, and on which texts.

@@ -82,6 +82,17 @@ def run_as_checkpoint(workdir: Path, open_parent: OpenCheckpoint) -> Checkpoint:
     return Checkpoint(workdir, "run", config, parameters, special, files, tokenizer_folder=folder)
 
 
+def left_out(checkpoint: Checkpoint) -> list[str]:
+    """A line on what a run trained that is no part of its model; [] for none, or no run."""
+    if checkpoint.format != "run":
+        return []
+    experiment = read_experiment(Path(checkpoint.source))
+    own = objective_class(experiment.objective.name).own_specs(
+        experiment.objective, experiment.model
+    )
+    return [f"the {name} head is for training alone and is left out" for name in own]
+
+
 def run_generation(workdir: Path) -> dict[str, Any]:
     """What the checkpoint that a run started from says about generating: the run's
     generation_config.json, {} for a run without one."""

@@ -1,4 +1,5 @@
-"""Advantages: how much better a sampled text is than the others, from their rewards.
+"""Advantages: how much better a sampled text is than the others, or than was expected, from their
+rewards.
 
 Letters: P prompts, G texts of a prompt. A reward of NaN is none: the text is in no mean, and its
 advantage is 0.
@@ -38,12 +39,19 @@ def leave_one_out(rewards_PG: np.ndarray) -> np.ndarray:
     return centred(rewards_PG) * count_P1 / np.maximum(count_P1 - 1, 1)
 
 
+def gae(rewards_PG: np.ndarray) -> np.ndarray:
+    """The rewards themselves: the loss takes what a value head expected from them, see
+    `research.objectives.gae`."""
+    return np.where(np.isnan(rewards_PG), 0.0, rewards_PG)
+
+
 # By the value of config.objective.advantage.
 ADVANTAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "group": group,
     "batch": batch,
     "centred": centred,
     "leave_one_out": leave_one_out,
+    "gae": gae,
 }
 
 

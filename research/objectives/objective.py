@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from research.data.windows import Windows
+from research.models.config import ModelConfig
 from research.models.model import Model
 from research.objectives.config import ObjectiveConfig
 from research.tree import Tree
@@ -68,6 +69,13 @@ class Objective(Protocol):
     @abstractmethod
     def example(self, window: Example, rng: np.random.Generator) -> Example:
         """One row of a batch: fields of `research.data.batch.Batch` without their first axis."""
+
+    @classmethod
+    def own_specs(cls, config: Any, model: ModelConfig) -> Tree:
+        """Parameters that are trained beside the model's and belong to the objective, below names
+        of its own at the top of the tree. They begin anew in every run; what is exported, served
+        or started from has none of them."""
+        return {}
 
     def shortfalls(self, windows: Windows) -> list[str]:
         """Lines for the user on targets that these windows lack, such as those of short texts."""

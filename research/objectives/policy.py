@@ -1,4 +1,4 @@
-"""Policy gradients on texts that the model has written itself: GRPO and its family."""
+"""Policy gradients on texts that the model has written itself: GRPO and its family, and PPO."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.models.config import ModelConfig
 from research.models.model import Model
+from research.models.spec import Spec, zeros
+from research.objectives.gae import advantages_of_values
+from research.objectives.log_probabilities import token_scores
 from research.objectives.next_token import NextToken, batch_scores
 from research.objectives.objective import REFERENCE, Totals
 from research.objectives.policy_config import PolicyConfig
 from research.objectives.policy_losses import LOSSES, Clip, PolicyLoss, k3, text_mean
 from research.objectives.tokens import with_layer_losses
+from research.ops.einsum import add_bias, einsum
 from research.tree import Tree
 from research.weights.rules import attach
+
+VALUE = "value"  # the name of the value head in the tree that is trained
 
 
 @dataclass(frozen=True)
@@ -31,12 +38,24 @@ class Policy(NextToken):
     the weights that wrote the text), "entropy" of the next token in nats, and "clipped", the share
     of tokens that the bounds of the ratio cut. All are means over written tokens. Every probability
     is that of the distribution that is sampled, softmax(logits / temperature).
+
+    With the advantage "gae" a value head reads from the state before each written token what reward
+    the text will have, and the loss gets half the squared difference from what the text had
+    (A + V), times `value_weight`; both have their gradient in the whole model. The values are those
+    of the weights that are trained, also where these have moved since the texts were written
+    (arXiv:2006.05990 recommends that): so none is kept with a text, and none is clipped. The totals
+    are "value" and "value_loss" too. The head is the objective's own: a model that is exported,
+    served or started from has none.
     """
 
     recipe: PolicyLoss = LOSSES["dapo"]
     clip: Clip = LOSSES["dapo"].clip
     average: str = LOSSES["dapo"].average
     kl_weight: float = 0.0
+    has_values: bool = False
+    discount: float = PolicyConfig.discount
+    gae_decay: float = PolicyConfig.gae_decay
+    value_weight: float = PolicyConfig.value_weight
     max_tokens: int = 64
     rewards: str = "exact_match"
     temperature: float = 1.0
@@ -59,11 +78,23 @@ class Policy(NextToken):
             clip=config.clip,
             average=config.average or LOSSES[config.policy_loss].average,
             kl_weight=config.kl_weight,
+            has_values=config.has_values,
+            discount=config.discount,
+            gae_decay=config.gae_decay,
+            value_weight=config.value_weight,
             max_tokens=config.max_tokens,
             rewards=config.rewards,
             temperature=config.temperature,
             holds=(REFERENCE,) if config.kl_weight else (),
         )
+
+    @classmethod
+    def own_specs(cls, config: PolicyConfig, model: ModelConfig) -> Tree:
+        """The value head, a layer [D, 1] with a bias, 0 before the first step."""
+        if not config.has_values:
+            return {}
+        kernel = Spec((model.d_model, 1), ("embed", "label"), zeros)
+        return {VALUE: {"kernel": kernel, "bias": Spec((1,), ("label",), zeros)}}
 
     def example(
         self, window: dict[str, np.ndarray], rng: np.random.Generator
@@ -102,7 +133,8 @@ class Policy(NextToken):
     ) -> tuple[jax.Array, jax.Array, Totals]:
         """Sum of the costs by their shares, the sum of the shares, and the totals of the class."""
         params = attach(held["base"], trainable, key)
-        scores, layer_losses = batch_scores(model, params, batch, key, self.temperature)
+        hidden_BTD, layer_losses = model.hidden(params, batch, key)
+        scores = token_scores(model, params, hidden_BTD, batch["targets"], self.temperature)
         weights_BT = batch["weights"]
         # Padding has log-probabilities of arbitrary size, whose exponentials must not be infinite.
         logp_BT = jnp.where(weights_BT > 0, scores.logp, 0.0)
@@ -110,7 +142,12 @@ class Policy(NextToken):
         log_ratio_BT = logp_BT - sampled_BT
         if self.recipe.whole_texts:
             log_ratio_BT = text_mean(log_ratio_BT, weights_BT, batch["segments"])
-        costs_BT = self.recipe.surrogate(logp_BT, log_ratio_BT, batch["advantages"], self.clip)
+        advantages_BT, means = batch["advantages"], {}
+        if self.has_values:
+            advantages_BT, means = self._against_values(params, hidden_BTD, batch)
+        costs_BT = self.recipe.surrogate(logp_BT, log_ratio_BT, advantages_BT, self.clip)
+        if self.has_values:
+            costs_BT += self.value_weight * means["value_loss"]
         beside_BT = jax.lax.stop_gradient(sampled_BT)
         if self.kl_weight:
             beside = attach(held["base"], jax.lax.stop_gradient(held[REFERENCE]))
@@ -124,8 +161,28 @@ class Policy(NextToken):
         total, totals = with_layer_losses(
             model.config, layer_losses, jnp.sum(costs_BT * parts_BT), count
         )
-        cut_BT = self.recipe.cut(log_ratio_BT, batch["advantages"], self.clip)
+        cut_BT = self.recipe.cut(log_ratio_BT, advantages_BT, self.clip)
         tokens = jnp.sum(weights_BT)
-        means = {"kl": kl_BT, "entropy": scores.entropy, "clipped": cut_BT}
+        means = {"kl": kl_BT, "entropy": scores.entropy, "clipped": cut_BT, **means}
         sums = {name: (jnp.sum(x_BT * weights_BT), tokens) for name, x_BT in means.items()}
         return total, count, {**jax.lax.stop_gradient(sums), **totals}
+
+    def _against_values(
+        self, params: Tree, hidden_BTD: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(advantages [B, T], which have no gradient, and by name "value" and "value_loss" of each
+        token [B, T])."""
+        p = params[VALUE]
+        values_BTV = einsum("BTD,DV->BTV", hidden_BTD, p["kernel"])
+        values_BT = add_bias(values_BTV, p["bias"]).astype(jnp.float32)[:, :, 0]
+        fixed_BT = jax.lax.stop_gradient(values_BT)
+        advantages_BT = advantages_of_values(
+            fixed_BT,
+            batch["advantages"],
+            batch["weights"],
+            batch["segments"],
+            self.discount,
+            self.gae_decay,
+        )
+        missed_BT = values_BT - (advantages_BT + fixed_BT)
+        return advantages_BT, {"value": values_BT, "value_loss": missed_BT**2 / 2}

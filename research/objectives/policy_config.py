@@ -19,8 +19,11 @@ class PolicyConfig(ObjectiveConfig):
     policy_loss    a row of `LOSSES`, which gives the three below that are left at "" or None
     advantage      a row of `ADVANTAGES`; average: a row of `AVERAGES`
     clip_low, clip_high  bounds of the ratio, see `Clip`; clip_most: 0 for none
+    discount, gae_decay  gamma and lambda of `research.objectives.gae`, value_weight: the weight of
+                   the value head's loss; of the advantage "gae" alone
     kl_weight      weight of the divergence from the reference, the model before the first step
-    samples        texts of each prompt; the rows of a batch are prompts times samples
+    samples        texts of each prompt; the rows of a batch are prompts times samples. One is
+                   enough for the advantage "gae", the others compare texts of a prompt
     max_tokens     most tokens of a text
     temperature    divides the logits that texts are drawn from, and those of the loss. Nothing else
                    shapes the draw: with top-k or top-p the texts would be of another distribution
@@ -41,6 +44,9 @@ class PolicyConfig(ObjectiveConfig):
     clip_low: float | None = None
     clip_high: float | None = None
     clip_most: float = 0.0
+    discount: float = 1.0
+    gae_decay: float = 0.95
+    value_weight: float = 0.1
     kl_weight: float = 0.0
     samples: int = 8
     max_tokens: int = 64
@@ -62,15 +68,27 @@ class PolicyConfig(ObjectiveConfig):
                 raise ValueError(
                     f"objective.{name}={getattr(self, name)!r}; choose one of {', '.join(table)}"
                 )
-        if self.samples < 2:
+        if self.samples < 2 and not self.has_values:
             raise ValueError(
                 f"objective.samples={self.samples}: a text is compared with others of its prompt; "
                 "set config.objective.samples to 2 or more"
             )
-        for name, least in (("max_tokens", 1), ("updates", 1), ("staleness", 0)):
+        for name in ("discount", "gae_decay", "value_weight"):
+            value, default = getattr(self, name), getattr(PolicyConfig, name)
+            if value != default and not self.has_values:
+                raise ValueError(
+                    f"objective.{name}={value} is of the advantage 'gae', and objective.policy_loss"
+                    f"={self.policy_loss!r} has {self.own_advantage!r}; leave it at {default}, or "
+                    "set config.objective.advantage=gae"
+                )
+            if name != "value_weight" and not 0 <= value <= 1:
+                raise ValueError(f"objective.{name}={value} must be in 0..1")
+        least_of = {"samples": 1, "max_tokens": 1, "updates": 1, "staleness": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"objective.{name}={getattr(self, name)} must be {least} or more")
-        for name in ("clip_low", "clip_high", "clip_most", "kl_weight", "logprob_limit"):
+        numbers = ("clip_low", "clip_high", "clip_most", "kl_weight", "logprob_limit")
+        for name in (*numbers, "value_weight"):
             value = getattr(self, name)
             # Written so that NaN, which compares with nothing, is refused too.
             if value is not None and not 0 <= value < math.inf:
@@ -90,6 +108,11 @@ class PolicyConfig(ObjectiveConfig):
     def own_advantage(self) -> str:
         """The row of `ADVANTAGES`: the loss's own where none is set."""
         return self.advantage or LOSSES[self.policy_loss].advantage
+
+    @property
+    def has_values(self) -> bool:
+        """Whether a value head is trained."""
+        return self.own_advantage == "gae"
 
     @property
     def clip(self) -> Clip:

@@ -131,6 +131,8 @@ LOSSES: dict[str, PolicyLoss] = {
     "sapo": PolicyLoss(sapo_surrogate, "text", cut=never),
     # arXiv:2402.14740: REINFORCE, whose baseline of a text are the other texts of its prompt.
     "rloo": PolicyLoss(clip_surrogate, "text", advantage="leave_one_out"),
+    # arXiv:1707.06347 with the advantages of arXiv:1506.02438: a value head says what to expect.
+    "ppo": PolicyLoss(clip_surrogate, "token", advantage="gae"),
 }
 
 

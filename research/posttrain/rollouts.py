@@ -113,7 +113,10 @@ def roll_out(
         group = texts[first : first + samples]
         scored_tokens = sum(len(t.written.token_ids) for t in group if not math.isnan(t.reward))
         windows += [window(text, scored_tokens, length) for text in group]
-    return Rollouts(texts, windows, measures(texts, rewards_PG))
+    values = measures(texts, rewards_PG)
+    if advantage == "gae":
+        del values["constant_groups"]  # they teach as others do
+    return Rollouts(texts, windows, values)
 
 
 def window(text: Text, group_tokens: int, length: int) -> Window:

@@ -89,7 +89,8 @@ class Program:
     @cached_property
     def _split_specs(self) -> tuple[tree.Tree, tree.Tree]:
         e = self.experiment
-        return split_specs(self.model.specs(), e.model, e.tune, e.lora, e.quantize)
+        trainable, base = split_specs(self.model.specs(), e.model, e.tune, e.lora, e.quantize)
+        return {**trainable, **self.objective.own_specs(e.objective, e.model)}, base
 
     @cached_property
     def rules(self) -> dict[str, tuple[str, ...]]:

@@ -3,9 +3,11 @@
 import base64
 import io
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import jax
@@ -132,23 +134,24 @@ def rows_of(objective: Objective, windows: list[Window], part: tuple[int, int]) 
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def sampling_of(rollouts: Rollouts, decode: Callable[[list[int]], str]) -> Sampling:
+def sampling_of(
+    rollouts: Rollouts, decode: Callable[[list[int]], str], compared: bool = True
+) -> Sampling:
     """The sampling of some rollouts; shown are the best and the worst text of the first prompt
-    whose texts differ in reward, or else the first text."""
-    texts = rollouts.texts
-    uneven = [text for text in texts if text.advantage]
-    shown = texts[:1]
-    if uneven:
-        group = [text for text in uneven if text.prompt == uneven[0].prompt]
-        by_reward = sorted(group, key=lambda text: text.reward)
-        shown = [by_reward[-1], by_reward[0]]
-    cards = [
-        (
-            decode(text.prompt),
-            f"{text.written.text}\n[reward {text.reward:g}, advantage {text.advantage:.3g}]",
-        )
-        for text in shown
-    ]
+    whose texts differ in reward, or else the first text, each with its reward, and where texts are
+    `compared` with each other with its advantage."""
+    shown = rollouts.texts[:1]
+    for _, group in groupby(rollouts.texts, key=lambda text: text.prompt):
+        rewarded = (text for text in group if not math.isnan(text.reward))
+        by_reward = sorted(rewarded, key=lambda text: text.reward)
+        if by_reward and by_reward[0].reward < by_reward[-1].reward:
+            shown = [by_reward[-1], by_reward[0]]
+            break
+    cards = []
+    for text in shown:
+        said = f"reward {text.reward:g}"
+        said += f", advantage {text.advantage:.3g}" if compared else ""
+        cards.append((decode(text.prompt), f"{text.written.text}\n[{said}]"))
     return Sampling(rollouts.windows, rollouts.values, cards)
 
 

@@ -72,7 +72,7 @@ class Sampler:
                 scored="sampled" if c.temperature != 1 else "model",
             ),
         )
-        sampling = sampling_of(rollouts, self.tokenizer.decode)
+        sampling = sampling_of(rollouts, self.tokenizer.decode, compared=not c.has_values)
         difference = self.difference(state, sampling)
         # Written so that NaN stops it too.
         if not difference <= c.logprob_limit:

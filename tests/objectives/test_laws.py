@@ -56,11 +56,12 @@ def window_of(objective, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return window | {"assistant": said, "label": rng.integers(0, 3, 1, dtype=np.int32)}
 
 
-@pytest.fixture(scope="module", params=OBJECTIVES)
+@pytest.fixture(scope="module", params=[*OBJECTIVES, "policy with values"])
 def setup(request):
     """(objective, model, batch, jitted loss of a batch), for every objective."""
-    kind = OBJECTIVES[request.param]
-    objective = make_objective(kind.config(), TOKENIZER)
+    kind = OBJECTIVES[request.param.split()[0]]
+    settings = kind.config(**{"policy_loss": "ppo"} if "values" in request.param else {})
+    objective = make_objective(settings, TOKENIZER)
     config = MODELS[kind.model_kind]
     if kind.classifies:
         over = kind.labels_over
@@ -72,7 +73,8 @@ def setup(request):
         image = ImageConfig(layers=1, size=8, patch=4, d_model=8, heads=2, d_ff=16, token=95)
         config = replace(config, image=image)
     model = Model(replace(config, dropout=0.0))
-    params = initialize(jax.random.key(0), model.specs(), jnp.float32)
+    specs = {**model.specs(), **kind.own_specs(settings, model.config)}
+    params = initialize(jax.random.key(0), specs, jnp.float32)
     examples = [
         objective.example(window_of(objective, rng), rng)
         for rng in map(np.random.default_rng, range(ROWS))

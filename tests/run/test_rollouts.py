@@ -45,11 +45,19 @@ class Killed(BaseException):
     """A process that ends without a word."""
 
 
-@pytest.mark.parametrize("staleness", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("loss", "staleness"),
+    [
+        ("dapo", 0),
+        pytest.param("dapo", 1, marks=pytest.mark.slow),
+        pytest.param("ppo", 0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_killed_between_sampling_and_step_resumes_to_the_same_bits(
-    staleness, tmp_path, monkeypatch
+    loss, staleness, tmp_path, monkeypatch
 ):
-    e = experiment(updates=2, staleness=staleness, rewards="length,exact_match")
+    settings = {"policy_loss": loss, "staleness": staleness}
+    e = experiment(updates=2, rewards="length,exact_match", **settings)
     whole = train(e, tmp_path / "whole", live=False)
     take, calls = loop.take_step, []
 
