@@ -16,7 +16,7 @@ time, N query heads, K key heads, H head size.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -30,21 +30,22 @@ from research.ops.distance import DistanceBias
 from research.parallel.axes import RULES, AxisRules, constrain
 from research.parallel.placement import unsharded
 
-Pool = tuple[jax.Array, ...]  # [P, s, K, H] of each layer
+# [P, K, s, H] of each layer: what a head has of a page lies together, as products want it.
+Pool = tuple[jax.Array, ...]
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["keys_PsKH", "values_PsKH", "table_RC"],
+    data_fields=["keys_pool", "values_pool", "table_RC"],
     meta_fields=["singles", "first", "each"],
 )
 @dataclass(frozen=True)
 class PagedCache(KVCache):
     """Pages of keys and values, and which of them the texts of a call have.
 
-    keys_PsKH    the pool of each layer; a tuple, so that a layer's update is in place. Layers are
+    keys_pool    the pool of each layer; a tuple, so that a layer's update is in place. Layers are
                  numbered by Python integers (`Execution(unroll=0)`)
-    values_PsKH  likewise; None where values are the keys (`research.models.latent`)
+    values_pool  likewise; None where values are the keys (`research.models.latent`)
     table_RC     pages of each text; entries behind a text's last page may be any page
     singles      of the B T tokens of a call the first `singles` x `each` are `each` of as many
                  texts, and the others are equally many of each of the remaining R - `singles`
@@ -52,8 +53,10 @@ class PagedCache(KVCache):
     each         see `singles`
     """
 
-    keys_PsKH: Pool
-    values_PsKH: Pool | None
+    HEADS: ClassVar[int] = -3  # the axis K of the arrays of pools
+
+    keys_pool: Pool
+    values_pool: Pool | None
     table_RC: jax.Array
     singles: int = 0
     first: int = 0
@@ -62,7 +65,7 @@ class PagedCache(KVCache):
     @property
     def page_size(self) -> int:
         """Tokens of a page."""
-        return self.keys_PsKH[0].shape[1]
+        return self.keys_pool[0].shape[2]
 
     def of(
         self,
@@ -117,9 +120,9 @@ class PagedCache(KVCache):
             how = {"prefix": prefix, "sinks_N": sinks_N, **scoring}
             return cache._attend(layer, q_BTNH, k_BTKH, v_BTKH, visibility, **how)
 
-        pool_PsKH = jax.tree.leaves(self.keys_PsKH[layer])[0]
+        pool = jax.tree.leaves(self.keys_pool[layer])[0]
         arrays = q_BTNH, k_BTKH, v_BTKH, visibility, prefix, sinks_N
-        return by_head(_on_a_device, self, pool_PsKH, *arrays)
+        return by_head(_on_a_device, self, pool, self.HEADS, *arrays)
 
     def _attend(
         self,
@@ -179,32 +182,36 @@ class PagedCache(KVCache):
     def _write(self, layer, k_BTKH: jax.Array, v_BTKH: jax.Array, visibility: Visibility) -> Self:
         """The cache with a layer's new keys and values in their slots."""
         positions_M, segments_M = tokens_of(visibility)
-        pages, size = self.keys_PsKH[layer].shape[:2]
+        pages, size = self.keys_pool[layer].shape[0], self.page_size
         place_M = positions_M - self.first
         page_M = self.table_RC[self._texts(len(place_M)), place_M // size]
         # Padding goes to a page out of range, which "drop" leaves out.
-        at = jnp.where(segments_M > 0, page_M, pages), place_M % size
+        at = jnp.where(segments_M > 0, page_M, pages), slice(None), place_M % size
 
         def _put(pool: Pool, new_BTKH: jax.Array) -> Pool:
             changed = pool[layer].at[at].set(flat(new_BTKH).astype(pool[layer].dtype), mode="drop")
             # The other arrays are handed on as they are, so XLA can alias each with its input.
             return (*pool[:layer], changed, *pool[layer + 1 :])
 
-        keys = _put(self.keys_PsKH, k_BTKH)
-        values = None if self.values_PsKH is None else _put(self.values_PsKH, v_BTKH)
-        return replace(self, keys_PsKH=keys, values_PsKH=values)
+        keys = _put(self.keys_pool, k_BTKH)
+        values = None if self.values_pool is None else _put(self.values_pool, v_BTKH)
+        return replace(self, keys_pool=keys, values_pool=values)
 
     def _read(self, layer, table_rC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values [r, S, K, H] of a layer for r texts, in the order of their positions."""
 
-        def _gathered(pool_PsKH: jax.Array) -> jax.Array:
-            # Whole pages are rows of a matrix here: copying rows is what XLA's gather does fastest.
-            rows = pool_PsKH.reshape(pool_PsKH.shape[0], -1).at[table_rC.reshape(-1)]
+        def _gathered(pool_PKsH: jax.Array) -> jax.Array:
+            P, K, s, H = pool_PKsH.shape
+            r, C = table_rC.shape
+            at_rKC = table_rC[:, None, :] * K + jnp.arange(K)[None, :, None]
+            # A head's part of a page is a row of a matrix here: copying rows is what XLA's gather
+            # does fastest, and they come in the order that the products of attention read.
+            rows = pool_PKsH.reshape(P * K, s * H).at[at_rKC.reshape(-1)]
             found = rows.get(mode="promise_in_bounds")
-            return found.reshape(table_rC.shape[0], -1, *pool_PsKH.shape[2:])
+            return jnp.swapaxes(found.reshape(r, K, C * s, H), 1, 2)
 
-        k_rSKH = _gathered(self.keys_PsKH[layer])
-        return k_rSKH, k_rSKH if self.values_PsKH is None else _gathered(self.values_PsKH[layer])
+        k_rSKH = _gathered(self.keys_pool[layer])
+        return k_rSKH, k_rSKH if self.values_pool is None else _gathered(self.values_pool[layer])
 
     def _visibility(
         self, rule: Visibility, positions_rt: jax.Array, segments_rt: jax.Array
@@ -227,13 +234,9 @@ def make_pool(
     rules: AxisRules = RULES,
 ) -> Pool:
     """Empty pages for every layer, placed on the mesh by `rules`."""
-    make = lambda: jnp.zeros((pages, page_size, kv_heads, head_size), dtype)
-    return tuple(by_kv_heads(make(), rules) for _ in range(layers))
-
-
-def by_kv_heads(x: jax.Array, rules: AxisRules) -> jax.Array:
-    """An array [..., K, H] with its key heads split over devices."""
-    return constrain(x, (*["position"] * (x.ndim - 2), "kv_heads", "head"), rules)
+    axes = "position", "kv_heads", "position", "head"
+    make = lambda: jnp.zeros((pages, kv_heads, page_size, head_size), dtype)
+    return tuple(constrain(make(), axes, rules) for _ in range(layers))
 
 
 def flat(x_BTNH: jax.Array) -> jax.Array:

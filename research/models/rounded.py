@@ -14,7 +14,7 @@ that these are in, W = g s slots of those pages.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from research.models.adapters import with_prefix
 from research.models.codes import BITS, Codes, rounded
 from research.models.kv import Prefix
-from research.models.paged import PagedCache, Pool, by_kv_heads, by_text, flat, tokens_of
+from research.models.paged import PagedCache, Pool, by_text, flat, tokens_of
 from research.ops import attention
 from research.ops.attention import Bias, Visibility
-from research.parallel.axes import RULES, AxisRules
+from research.parallel.axes import RULES, AxisRules, constrain
 
 _TOKENS, _CHANNELS = -3, -1  # the axes of [..., s, K, H] along which keys and values are rounded
 _NEVER = -1e30  # a score that is no part of a softmax
@@ -33,12 +33,13 @@ _NEVER = -1e30  # a score that is no part of a softmax
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["keys_PsKH", "values_PsKH", "table_RC", "recent_keys", "recent_values", "slot_R"],
+    data_fields=["keys_pool", "values_pool", "table_RC", "recent_keys", "recent_values", "slot_R"],
     meta_fields=["singles", "first", "each"],
 )
 @dataclass(frozen=True)
 class RoundedCache(PagedCache):
-    """A `PagedCache` whose pools are `Codes`, and the texts' last tokens as they are.
+    """A `PagedCache` whose pools are `Codes` of [P, s, K, H], and the texts' last tokens as they
+    are.
 
     recent_keys  [slots, 2, s, K, H] of each layer, by the number of a token's page modulo 2;
                  `recent_values` likewise, None where values are the keys
@@ -48,6 +49,8 @@ class RoundedCache(PagedCache):
     `each` is at most s. ValueError for relative biases.
     """
 
+    HEADS: ClassVar[int] = -2
+
     recent_keys: Pool = ()
     recent_values: Pool | None = None
     slot_R: jax.Array | None = None
@@ -55,7 +58,7 @@ class RoundedCache(PagedCache):
     @property
     def page_size(self) -> int:
         """Tokens of a page."""
-        return self.keys_PsKH[0].codes.shape[1]
+        return self.keys_pool[0].codes.shape[1]
 
     def _attend(
         self,
@@ -124,20 +127,20 @@ class RoundedCache(PagedCache):
         """(the cache with a layer's new keys and values, these and those before them in the pages
         that they are in, [r, W, K, H] each)."""
         recent, k_rWKH = part.enter(self.recent_keys[layer], k_rtKH)
-        keys = part.put(self.keys_PsKH[layer], k_rWKH, _TOKENS)
+        keys = part.put(self.keys_pool[layer], k_rWKH, _TOKENS)
         cache = replace(
             self,
             recent_keys=_with(self.recent_keys, layer, recent),
-            keys_PsKH=_with(self.keys_PsKH, layer, keys),
+            keys_pool=_with(self.keys_pool, layer, keys),
         )
-        if self.values_PsKH is None:
+        if self.values_pool is None:
             return cache, k_rWKH, k_rWKH
         recent, v_rWKH = part.enter(self.recent_values[layer], v_rtKH)
-        values = part.put(self.values_PsKH[layer], v_rWKH, _CHANNELS)
+        values = part.put(self.values_pool[layer], v_rWKH, _CHANNELS)
         cache = replace(
             cache,
             recent_values=_with(self.recent_values, layer, recent),
-            values_PsKH=_with(self.values_PsKH, layer, values),
+            values_pool=_with(self.values_pool, layer, values),
         )
         return cache, k_rWKH, v_rWKH
 
@@ -149,8 +152,8 @@ class RoundedCache(PagedCache):
             x_rCsKH = found.dense()
             return x_rCsKH.reshape(len(table_rC), -1, *x_rCsKH.shape[3:])
 
-        k_rSKH = _dense(self.keys_PsKH[layer])
-        return k_rSKH, k_rSKH if self.values_PsKH is None else _dense(self.values_PsKH[layer])
+        k_rSKH = _dense(self.keys_pool[layer])
+        return k_rSKH, k_rSKH if self.values_pool is None else _dense(self.values_pool[layer])
 
 
 @dataclass(frozen=True)
@@ -254,7 +257,7 @@ def make_rounded(
     shape = (pages, page_size, kv_heads)
     codes = lambda axis: rounded(jnp.zeros((*shape, head_size), dtype), axis, bits)
     recent = lambda: jnp.zeros((slots, 2, page_size, kv_heads, head_size), dtype)
-    placed = partial(by_kv_heads, rules=rules)
+    placed = partial(_by_kv_heads, rules=rules)
     per_layer = lambda make: tuple(jax.tree.map(placed, make()) for _ in range(layers))
     return RoundedCache(
         per_layer(lambda: codes(_TOKENS)),
@@ -264,6 +267,11 @@ def make_rounded(
         recent_values=per_layer(recent) if values else None,
         slot_R=jnp.zeros(0, jnp.int32),
     )
+
+
+def _by_kv_heads(x: jax.Array, rules: AxisRules) -> jax.Array:
+    """An array [..., K, H] with its key heads split over devices."""
+    return constrain(x, (*["position"] * (x.ndim - 2), "kv_heads", "head"), rules)
 
 
 def _with(pool: tuple, layer: int, changed) -> tuple:

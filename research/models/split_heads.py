@@ -22,7 +22,8 @@ Attend = Callable[..., tuple[jax.Array, Any]]
 def by_head(
     attend: Attend,
     cache: Cache,
-    pool_PsKH: jax.Array,
+    pool: jax.Array,
+    heads_axis: int,
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
@@ -33,14 +34,14 @@ def by_head(
     """`attend` on each device with its part of the heads, which is that of the pool; where the pool
     is whole, since its K heads do not divide, with all of them.
 
-    The arrays of a cache with 4 or more axes have K as the last but one.
+    The arrays of a cache with 4 or more axes have K at `heads_axis`, counted from the last.
     """
-    entry = spec_entries(pool_PsKH)[-2]
+    entry = spec_entries(pool)[heads_axis]
     split = PartitionSpec(None, None, entry, None)
 
     def _place(x: jax.Array) -> PartitionSpec:
-        lead = [None] * (x.ndim - 2)
-        return PartitionSpec(*lead, entry, None) if x.ndim >= 4 else PartitionSpec()
+        around = [None] * (x.ndim + heads_axis), [None] * (-1 - heads_axis)
+        return PartitionSpec(*around[0], entry, *around[1]) if x.ndim >= 4 else PartitionSpec()
 
     arguments = cache, q_BTNH, k_BTKH, v_BTKH, visibility, prefix, sinks_N
     places = (

@@ -48,6 +48,7 @@ def test_texts_on_a_mesh_are_those_of_one_device(name, mesh, settings):
         assert (got.token_ids, got.finish) == (want.token_ids, want.finish)
         # Sums of four parts in another order.
         np.testing.assert_allclose(got.logprobs, want.logprobs, atol=3e-5)
-    heads = served.runner._pools.keys_PsKH[0]
-    shape = jax.tree.leaves(heads)[0].sharding.shard_shape(jax.tree.leaves(heads)[0].shape)
-    assert shape[2] == (1 if name == "llama3_405b" else 2)
+    pools = served.runner._pools
+    keys = jax.tree.leaves(pools.keys_pool[0])[0]
+    shape = keys.sharding.shard_shape(keys.shape)
+    assert shape[pools.HEADS] == (1 if name == "llama3_405b" else 2)
