@@ -30,7 +30,8 @@ from research.ops.distance import DistanceBias
 from research.parallel.axes import RULES, AxisRules, constrain
 from research.parallel.placement import unsharded
 
-# [P, K, s, H] of each layer: what a head has of a page lies together, as products want it.
+# [P, K, s, H] of each layer: what a head has of a page lies together, as products want it. Timed on
+# a CPU alone.
 Pool = tuple[jax.Array, ...]
 
 

@@ -48,7 +48,7 @@ class Engine(Protocol):
 @dataclass(frozen=True)
 class Text:
     """A sampled text: its prompt's tokens, what followed, the sum of its rewards and each of them
-    (NaN: none), and its advantage."""
+    (NaN: none), and its advantage, which is the reward where a value head judges."""
 
     prompt: list[int]
     written: Generation

@@ -124,7 +124,8 @@ def _worker(opened: Any, named: dict[str, str]) -> tuple[Any, Any]:
     from research.serve.asked import Served
     from research.serve.engine import Engine
     from research.serve.grammar import Grammars
-    from research.serve.limits import longest_text, reads
+    from research.serve.limits import longest_text
+    from research.serve.soft import kinds_read
     from research.serve.warm import warm
     from research.serve.worker import Worker
 
@@ -159,7 +160,7 @@ def _worker(opened: Any, named: dict[str, str]) -> tuple[Any, Any]:
         Grammars(opened.tokenizer, _ends(opened)),
         tuple(named),
         soft_tokens(opened.model.config),
-        reads(opened.model.config),
+        kinds_read(opened.model.config),
     )
     return Worker(engine, waiting=WAITING.value), served
 

@@ -22,8 +22,9 @@ from research.infer.sampling import SamplingConfig
 from research.models.adapters import virtual_tokens
 from research.models.model import Model
 from research.serve.engine import Engine
-from research.serve.limits import longest_text, reads
+from research.serve.limits import longest_text
 from research.serve.request import Request
+from research.serve.soft import kinds_read
 from research.tree import Tree
 
 PAGE_SIZE = 16
@@ -93,7 +94,7 @@ def fits(
     c, most = model.config, max(map(len, ids), default=1)
     if c.kind != "decoder" or c.scores_texts or most + config.max_tokens > longest(model, params):
         return False
-    if "images" in media and "image" not in reads(c):
+    if "images" in media and "image" not in kinds_read(c):
         return False
     if platform() != "cpu" or jax.process_count() > 1:
         return False

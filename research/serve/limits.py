@@ -10,6 +10,7 @@ from research.models.config import ModelConfig
 from research.models.model import Model
 from research.serve.pages import Pages
 from research.serve.request import Request
+from research.serve.soft import kinds_read
 
 
 def check_model(model: Model, rows: int, chunk: int) -> None:
@@ -74,14 +75,8 @@ def prompt_tokens(c: ModelConfig, tokenizer: Tokenizer, request: Request, length
     return prompt
 
 
-def reads(c: ModelConfig) -> tuple[str, ...]:
-    """Which kinds of media an engine reads in a model's prompts."""
-    images = c.image.in_texts and c.image.attention == "causal"
-    return ("image",) * images + ("audio",) * (c.sound.layers > 0)
-
-
 def _check_media(c: ModelConfig, request: Request, prompt: list[int]) -> None:
-    if "images" in request.media and "image" not in reads(c):
+    if "images" in request.media and "image" not in kinds_read(c):
         raise ValueError(
             f"images of this model see what is behind them (model.image.attention="
             f"{c.image.attention!r}), and an engine reads a prompt in parts; write with "

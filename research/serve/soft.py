@@ -86,14 +86,20 @@ def _digest(kind: str, content: np.ndarray) -> bytes:
     return hashlib.blake2b(head + content.tobytes(), digest_size=16).digest()
 
 
+def kinds_read(c: ModelConfig) -> tuple[str, ...]:
+    """Which kinds of media an engine reads in a model's prompts."""
+    images = c.image.in_texts and c.image.attention == "causal"
+    return ("image",) * images + ("audio",) * (c.sound.layers > 0)
+
+
 def blanks(c: ModelConfig) -> list[Medium]:
     """A medium without content of each kind that an engine encodes, to compile with."""
     nothing = np.zeros(0, np.int32)
     made = []
-    if c.image.in_texts and c.image.attention == "causal":
+    if "image" in kinds_read(c):
         pixels = np.zeros((c.image.frames, c.image.size, c.image.size, 3), np.uint8)
         made.append(Medium("images", pixels, nothing, b""))
-    if c.sound.layers:
+    if "audio" in kinds_read(c):
         mel = np.zeros((1, c.sound.frames, c.sound.mels), np.float32)
         made.append(Medium("sounds", mel, nothing, b""))
     return made
