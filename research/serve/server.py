@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import uvicorn
 
 _LAST = 2.0  # seconds for answers that nothing more is written, and for the engine's last step
-# Seconds before the end at which the process leaves by itself, and at which it is killed.
+# Seconds before the end at which the process leaves by itself, and at which it is killed: parts of
+# the time where that is short.
 _LEAVE, _KILL = 0.5, 0.25
 
 
@@ -42,7 +43,6 @@ def make_server(
     import uvicorn
 
     class _Server(uvicorn.Server):
-        # Seconds from when it is told to stop; a short time is kept to in parts.
         leaves, killed = max(drain - _LEAVE, drain * 3 / 4), max(drain - _KILL, drain * 7 / 8)
 
         def capture_signals(self) -> AbstractContextManager[None]:
