@@ -12,7 +12,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # for eight of them.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
-    "--xla_cpu_collective_call_terminate_timeout_seconds=300"
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300 "
+    # Two workers fill two cores: cutting each small program in parts for several threads costs
+    # a twentieth of the suite's processor time and gains nothing.
+    "--xla_cpu_parallel_codegen_split_count=1"
 ).strip()
 # Downloads are kept between sessions; what is built and compiled is made anew, once for all workers
 # of one session.

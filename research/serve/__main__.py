@@ -8,7 +8,8 @@ the only one that an encoder answers, /v1/models, /tokenize, /detokenize, /healt
 /openapi.json, which describes them. Many requests are written together, and those with equal
 beginnings share what was computed of them. Only this machine can ask unless --host says otherwise;
 a GRAFT_SERVE_TOKEN in the environment is then wanted as bearer token. SIGTERM ends the server once
-it has finished what it writes, and within --drain seconds.
+it has finished what it writes, and within --drain seconds: what is written then ends with the
+finish_reason "abort", and the process is killed if a computation does not let go of it.
 """
 
 import importlib.util

@@ -120,7 +120,7 @@ def _put(row: Row, text: Text, index: int, first: int, ids: Sequence[int], runne
     the vectors of media in whose places they are, and its pages into row `index` of the table."""
     here = slice(first, first + len(ids))
     row.inputs_T[here] = ids
-    row.positions_T[here] = np.arange(text.cached, text.cached + len(ids)) + runner.virtual
+    row.positions_T[here] = np.arange(text.cached, text.cached + len(ids))
     if row.soft_TD is not None and row.soft_at_T is not None:
         encode = partial(runner.encode, adapter=text.adapter)
         for places, vectors in text.soft.vectors(text.cached, text.cached + len(ids), encode):

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import signal
 import sys
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
 from research import command
 from research.serve.app import Endpoints
 from research.serve.asked import Served
+from research.serve.deadline import told_to_stop
 from research.serve.metrics import Metrics
 from research.serve.worker import Worker
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import uvicorn
 
 _LAST = 2.0  # seconds for answers that nothing more is written, and for the engine's last step
+# Seconds before the end at which the process leaves by itself, and at which it is killed: parts of
+# the time where that is short.
+_LEAVE, _KILL = 0.5, 0.25
 
 
 def make_server(
@@ -40,7 +43,7 @@ def make_server(
     import uvicorn
 
     class _Server(uvicorn.Server):
-        longest = drain  # seconds from when it is told to stop
+        leaves, killed = max(drain - _LEAVE, drain * 3 / 4), max(drain - _KILL, drain * 7 / 8)
 
         def capture_signals(self) -> AbstractContextManager[None]:
             # No handler: uvicorn's own ends the process by the signal, where a server that was told
@@ -79,35 +82,32 @@ def make_server(
 def run(server: uvicorn.Server, worker: Worker) -> None:
     """Serves until SIGTERM or Ctrl-C, or, outside the main thread, until `server.should_exit`. The
     worker's thread may be in a last step behind that. Where a thread cannot be waited for, as one
-    in which a program is compiled, the process ends once a signal is `drain` seconds old.
+    in which a program is compiled, the process ends shortly before a signal is `drain` seconds old,
+    and is killed where the interpreter is not free for that (`research.serve.deadline`).
     ValueError for an address at which one cannot listen."""
-    last = threading.Timer(getattr(server, "longest", 0.0), _leave)
+    leaves, killed = getattr(server, "leaves", 0.0), getattr(server, "killed", 0.0)
+    last = threading.Timer(leaves, _leave)
     last.daemon = True
 
     def _told() -> None:
-        if not server.should_exit:
-            last.start()
-        server.should_exit = True
-
-    async def _until_told() -> None:
-        if threading.current_thread() is threading.main_thread():
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, _told)
-        await server.serve()
+        last.start()
+        server.should_exit = True  # which the event loop looks at ten times a second
 
     worker.start()
-    try:
-        asyncio.run(_until_told())
-    except SystemExit:  # uvicorn's, after a line about the address
-        config = server.config
-        raise ValueError(
-            f"cannot listen at {config.host}:{config.port}; choose another --port, or --port=0"
-        ) from None
-    finally:
-        ends = getattr(server, "ends", 0.0)  # never told to stop
-        worker.stop(max(0.1, ends - time.monotonic()))
-        last.cancel()
+    with ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            stack.enter_context(told_to_stop(_told, killed))
+        try:
+            asyncio.run(server.serve())
+        except SystemExit:  # uvicorn's, after a line about the address
+            config = server.config
+            raise ValueError(
+                f"cannot listen at {config.host}:{config.port}; choose another --port, or --port=0"
+            ) from None
+        finally:
+            ends = getattr(server, "ends", 0.0)  # never told to stop
+            worker.stop(max(0.1, ends - time.monotonic()))
+            last.cancel()
 
 
 def _leave() -> None:

@@ -9,8 +9,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from research.serve.encoder import Encoder
 from research.serve.engine import Engine
@@ -26,6 +26,10 @@ class Busy(Exception):
 
 class Stopped(Exception):
     """The engine has failed or is shutting down, so no text gets to its end."""
+
+
+class Ending(Stopped):
+    """The server was told to stop, and the time for what it wrote is over."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +56,29 @@ class Job:
 
     async def read(self, seconds: float) -> AsyncIterator[Piece]:
         """The pieces as they come, to the end of every text. What is told instead of one is raised;
-        TimeoutError once so many seconds have gone since the request."""
-        left = len(self.requests)
-        while left:
+        TimeoutError once so many seconds have gone since the request. Where the server ends
+        (`Ending`) in the midst of the texts, each has a last piece with the finish "abort"."""
+        last: dict[int, Completion] = {}  # with the characters that were given alone
+        while len(last) < len(self.requests) or not all(one.finish for one in last.values()):
             rest = self.began + seconds - time.monotonic()
             piece = await asyncio.wait_for(self.pieces.get(), rest)
+            if isinstance(piece, Ending) and last:
+                for cut in self._cut(last):
+                    yield cut
+                return
             if isinstance(piece, Exception):
                 raise piece
-            left -= piece.completion.finish != ""
+            before = last[piece.index].text if piece.index in last else ""
+            last[piece.index] = replace(piece.completion, text=before + piece.text)
             yield piece
+
+    def _cut(self, last: Mapping[int, Completion]) -> Iterator[Piece]:
+        """The last piece of each text that has not ended, of which the `last` ones were given."""
+        for index, request in enumerate(self.requests):
+            nothing = Completion(request.prompt, "", (), (), "", prompt_ids=tuple(request.prompt))
+            done = last.get(index, nothing)
+            if not done.finish:
+                yield Piece(index, "", len(done.token_ids), replace(done, finish="abort"))
 
     def tell(self, item: Piece | Exception) -> None:
         """Hands a piece to the event loop; from the worker's thread."""
@@ -116,7 +134,7 @@ class Worker:
 
     def give_up(self) -> None:
         """Ends the jobs that are open, from the event loop, without waiting for the thread."""
-        self.failed = self.failed or Stopped("the server is shutting down")
+        self.failed = self.failed or Ending("the server is shutting down")
         for job in self._open:
             job.pieces.put_nowait(self.failed)
 
@@ -172,12 +190,13 @@ class Worker:
                     self._jobs[text.number].progress(text)
                     if text.finish:
                         self._ended(text)
-            self.failed = Stopped("the server is shutting down")
+            self.failed = Ending("the server is shutting down")
         except Exception as error:
             _log.exception("the engine has failed")
             self.failed = error
+        kind = Ending if isinstance(self.failed, Ending) else Stopped
         for job in set(self._jobs.values()):
-            job.tell(Stopped(str(self.failed)))
+            job.tell(kind(str(self.failed)))
 
     def _obey(self) -> bool:
         """Takes the commands that have come, and waits for one where nothing is to be written;

@@ -342,6 +342,29 @@ def test_a_token_is_wanted_where_one_is_set():
     client.server.should_exit = True
 
 
+def test_what_is_half_written_when_the_time_is_over_ends_there(monkeypatch):
+    written = Client()
+    whole = written.json(COMPLETIONS, {**GREEDY, "max_tokens": 40, "n": 2})["choices"][0]["text"]
+    written.server.should_exit = True
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda self: time.sleep(0.02) or step(self))
+    client = Client(drain=0.3)
+    answers = []
+    # The third and fourth wait for the first two, of which there are two rows.
+    body = {**GREEDY, "max_tokens": 40, "n": 4, "logprobs": 1}
+    asking = threading.Thread(target=lambda: answers.append(client.ask(COMPLETIONS, body)))
+    asking.start()
+    until(lambda: client.engine.counts.written > 2)
+    client.server.should_exit = True
+    asking.join(20)
+    client.thread.join(20)
+    [(status, text)] = answers
+    choices = json.loads(text)["choices"]
+    assert status == 200 and {one["finish_reason"] for one in choices} == {"abort"}
+    parts = [one["text"] for one in choices]
+    assert parts[0] and whole.startswith(parts[0]) and parts[0] != whole and parts[3] == ""
+
+
 def test_what_is_not_written_in_time_is_told_when_the_server_stops(monkeypatch):
     monkeypatch.setattr(Engine, "step", lambda self: time.sleep(0.05) or [])
     client = Client(drain=0.3)
