@@ -93,11 +93,13 @@ def test_the_smoke_form_ends_in_an_answer(name, tmp_path, monkeypatch, in_this_p
     ledger = running.open_ledger(str(tmp_path))
     records = list(ledger.records().values())
     assert [record["state"] for record in records] == ["done"] * 2, records
-    # Each is a run of its own, which has begun to learn, but for adapters on random weights.
+    # Each is a run of its own.
     losses = {record["metrics"]["eval/loss"] for record in records}
     assert len(losses) == 2
-    learnt = [record["metrics"]["eval/loss"] < record["first"]["loss"] for record in records]
-    assert all(learnt) or name == "quantization"
+    # It has begun to learn, but for adapters on random weights: held-out windows alone differ from
+    # the first ones by 0.01 nats, the shortest run falls by 0.13.
+    falls = [record["first"]["loss"] - record["metrics"]["eval/loss"] for record in records]
+    assert min(falls) > 0.1 or name in ("lora_rank", "quantization")
     assert {one.comparison.verdict for one in found} == {"needs 5 more seeds"}
     assert all((tmp_path / file).stat().st_size for file in ("report.html", "results.csv"))
     if name == "scaling":
