@@ -83,11 +83,13 @@ def make_context(
     key: jax.Array | None = None,
     lengths_B: jax.Array | None = None,
     blocks_BT: jax.Array | None = None,
+    spans_BT2: jax.Array | None = None,
 ) -> LayerContext:
     """The context of a stack for tokens [B, T] that attend to each other; over a cache, which puts
     in its own keys, also to earlier ones; the texts of its rows are `lengths_B` long. `Visibility`
     has `packed`, `shared` and `documents`; `memory` is the encoder's. Segments of None say that
-    every row is one document without padding. `blocks_BT` number blocks that see themselves whole.
+    every row is one document without padding. `blocks_BT` number blocks that see themselves whole,
+    or `spans_BT2` have the first and the last position of each token's block.
     """
     single = segments_BT is None
     segments_BT = jnp.ones_like(positions_BT) if segments_BT is None else segments_BT
@@ -98,7 +100,9 @@ def make_context(
     if c.rope_scaling.by_length:
         lengths_BT = _lengths(positions_BT, None if single else segments_BT, lengths_B)
     growth = _query_scale(c, positions_BT) if c.query_growth else None
-    blocks = None if blocks_BT is None else spans(blocks_BT, positions_BT, segments_BT)
+    blocks = None if spans_BT2 is None else (spans_BT2[..., 0], spans_BT2[..., 1])
+    if blocks_BT is not None:
+        blocks = spans(blocks_BT, positions_BT, segments_BT)
     kinds = {}
     # Once for each kind and not for each layer: rotations and masks do not depend on the layer.
     for name, one in rates.items():
