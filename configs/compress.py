@@ -19,6 +19,12 @@ r"""Recovery of what compression costs, by a teacher's distribution instead of t
 
     python -m research.compress --checkpoint=runs/qat --recipe=rtn:int4 --receipt
 
+    on_policy
+             a small or compressed model, `--config.init`, learns its teacher's distribution of
+             every next token after texts that it writes itself for the prompts of the data (GKD,
+             arXiv:2306.13649): forward KL, and no reward but to measure by. The log shows "kl" and
+             the held-out "reward", by default the share of right sums
+
 `model`, `data` and `teacher` are as in configs/finetune.py: a preset, a source, and any checkpoint
 with the student's tokenizer, which is refused where it has another. `divergence` of
 config.objective is 0 for KL(teacher || student), 1 for the reverse and between them the generalized
@@ -32,7 +38,7 @@ compares with other runs.
 from research.experiment import PARENTS, base_config, parse_arg
 
 DEFAULT_MODEL = "smollm2_135m"
-TASKS = ("distill", "heal", "qat")
+TASKS = ("distill", "heal", "qat", "on_policy")
 
 
 def get_config(arg: str = ""):
@@ -61,6 +67,8 @@ def get_config(arg: str = ""):
         distill(c, args, parent)
     elif args.task == "heal":
         heal(c, args, parent)
+    elif args.task == "on_policy":
+        on_policy(c, args, parent)
     else:
         qat(c, args, parent)
     if args.smoke:
@@ -101,6 +109,29 @@ def qat(c, args, parent: str) -> None:
     c.optimizer.learning_rate = 1e-5
 
 
+def on_policy(c, args, parent: str) -> None:
+    """The student is config.init, and its shape is the checkpoint's."""
+    if args.model and not args.smoke:
+        raise ValueError(
+            f"model={args.model}: the shape is that of --config.init; leave it out of "
+            "task=on_policy"
+        )
+    c.objective.name = "on_policy_distillation"
+    c.objective.teacher = args.teacher or parent
+    c.objective.samples = 1
+    c.objective.max_tokens = 12
+    c.objective.rewards = "numeric"
+    c.objective.logprob_limit = 1e-3  # as in configs/posttrain.py
+    c.data.source = args.data or "tagged_addition"
+    c.data.sequence_length = 32
+    c.data.batch_size = 32
+    c.precision.compute = "float32"
+    c.optimizer.learning_rate = 1e-5
+    c.train.steps = 100
+    c.train.eval_every = 50
+    c.train.log_every = 1
+
+
 def smoke(c) -> None:
     """A tiny model of bytes, its start as the teacher."""
     c.model.preset = DEFAULT_MODEL
@@ -109,7 +140,8 @@ def smoke(c) -> None:
     m.heads = m.kv_heads = 4
     m.head_size = 16
     c.init = c.objective.teacher = ""
-    c.data.source = "stdlib"
+    writes = c.objective.name == "on_policy_distillation"
+    c.data.source = "addition" if writes else "stdlib"
     c.data.tokenizer = "bytes"
     c.data.sequence_length = 64
     c.data.batch_size = 4

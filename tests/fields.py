@@ -59,6 +59,7 @@ POLICY = {"objective.name": "policy", "data.batch_size": 4, "objective.samples":
 POLICY |= {"objective.max_tokens": 4}
 CHAT = {"objective.name": "chat"}
 DISTIL = {"objective.name": "distillation"}
+WRITES = {**POLICY, "objective.name": "on_policy_distillation"}
 PREFER = {"objective.name": "preference"}
 JUDGE = {"objective.name": "judgement"}
 REWARD = {"objective.name": "reward", "model.labels": 1}
@@ -338,6 +339,18 @@ CASES |= {
     f"objective.policy.{_name}": (POLICY | {"objective.policy_loss": "ppo"}, _other)
     for _name, _other in {"discount": 0.9, "gae_decay": 0.8, "value_weight": 0.2}.items()
 }
+CASES |= {
+    f"objective.on_policy_distillation.{_name}": (WRITES, _other)
+    for _name, _other in {
+        **{"samples": 4, "max_tokens": 5, "rewards": "length", "updates": 2, "staleness": 1},
+        **{"temperature": 0.5, "logprob_limit": 1e-6, "engine": "pages", "divergence": 0.5},
+        **{"teacher": "nowhere"},  # refused: no checkpoint
+    }.items()
+}
+CASES["objective.on_policy_distillation.name"] = (
+    {"objective.name": "on_policy_distillation"},
+    "causal_lm",
+)
 CASES["objective.policy.name"] = ({"objective.name": "policy"}, "causal_lm")
 CASES["objective.policy.max_tokens"] = (POLICY | {"objective.average": "constant"}, 5)
 
@@ -353,6 +366,7 @@ REFUSED = {
     "data.template_variables": "has no variable 'loud'",
     "objective.reward.name": "model.labels=1 under objective causal_lm",
     "objective.distillation.teacher": "nowhere is no checkpoint",
+    "objective.on_policy_distillation.teacher": "nowhere is no checkpoint",
     "objective.question_answering.name": "objective causal_lm does not use it",
     "execution.micro_batches": "is for meshes with stages",
     "execution.documents": "a row holds 2 documents and config.execution.documents=1",

@@ -183,8 +183,8 @@ def retention(e: Experiment, folder: Path, monkeypatch) -> object:
     return seen, options["options"].max_to_keep, options["options"].keep_period
 
 
-# Fields of the objective `policy` that are no part of its step.
-SAMPLED = "advantage samples rewards updates staleness logprob_limit engine".split()
+# Fields of objectives on a model's own texts that are no part of their step.
+SAMPLED = "samples max_tokens rewards updates staleness logprob_limit engine".split()
 
 
 class Reached(BaseException):
@@ -307,19 +307,19 @@ def documents(e: Experiment, folder: Path, monkeypatch) -> object:
 
 def sampled(e: Experiment, folder: Path, monkeypatch) -> object:
     """What a run of rollouts samples at its first step, how often, and what is made of it."""
-    prompt = {"prompt": np.arange(3, dtype=np.int32), "record": b'{"prompt": "a", "answer": "b"}'}
-    prompt["record"] = np.frombuffer(prompt["record"], np.uint8)
+    record = np.frombuffer(b'{"prompt": "a", "answer": "b"}', np.uint8)
+    asks = [{"prompt": np.arange(n, n + 3, dtype=np.int32), "record": record} for n in range(4)]
     asked: list[object] = []
 
     def write(model, params, tokenizer, prompts, config):
-        asked.append((len(prompts), config))
+        asked.append((prompts, config))
         return [
             Generation(p, "b" * (i % 3), (4, 5), (-1.0, -1.0), "eos") for i, p in enumerate(prompts)
         ]
 
     p = make_program(e, objective_of(e), jax.devices()[:1])
     tokenizer = SimpleNamespace(decode=str, chat_template=None)
-    part = type("Part", (list,), {"longest": lambda self: (3, "")})([prompt])
+    part = type("Part", (list,), {"longest": lambda self: (3, "")})(asks)
     feed = sampler.rollout_feed(p, tokenizer, Mixture([part], seed=0))
     engine = feed.sample.engine
     feed.sample = dataclasses.replace(feed.sample, engine=write)
@@ -365,7 +365,8 @@ PROBES = {
     **{f"model.sound.{field.name}": sounds for field in dataclasses.fields(SoundConfig)},
     **dict.fromkeys(("data.sequence_length", "data.batch_size"), program),
     **dict.fromkeys(("data.batch_size_per_device", "train.accumulate", "train.seed"), program),
-    **dict.fromkeys((f"objective.policy.{n}" for n in SAMPLED), sampled),
+    **dict.fromkeys((f"objective.policy.{n}" for n in ("advantage", *SAMPLED)), sampled),
+    **dict.fromkeys((f"objective.on_policy_distillation.{n}" for n in SAMPLED), sampled),
     **dict.fromkeys(
         (f"objective.{n}.overlap" for n in ("question_answering", "token_classification")), shared
     ),

@@ -5,7 +5,9 @@
 
 The model of configs/quickstart.py, trained on stretches of whole lines of which nine in ten have a
 gap: what is before it and behind it is read, in either order, and what fills it is written
-(arXiv:2207.14255). `data=SOURCE` takes other texts, such as a folder of your own code.
+(arXiv:2207.14255). `data=SOURCE` takes other texts, such as a folder of your own code. A folder of
+repositories, `repository:FOLDER`, is read as one text for each, every file behind those that it
+imports: as config.data.source of configs/quickstart.py a window then holds a file and what it uses.
 
 Metric: exact match of single lines that are hidden in held-out files, 200 gaps of seed 1, as
 `infilling`; the same gaps by what is before them alone as `prefix`.

@@ -10,6 +10,7 @@ class DataConfig:
     source                 "stdlib", "shakespeare", "alpaca" (conversations), "tfds:NAME", a file or
                            folder (.jsonl, .parquet, .csv, .tsv, .json, .conll, and texts such as
                            .txt, .md and .py), "infill:SOURCE" for texts with gaps to fill,
+                           "repository:SOURCE" for code whose files follow those they import,
                            "counterfactual:SOURCE" for texts and the same with genders swapped, or
                            several with weights: "stdlib:0.7,shakespeare:0.3"
     tokenizer              "bytes", "gpt2", "bpe:VOCAB" or "sentencepiece:VOCAB" (trained on the

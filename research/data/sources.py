@@ -39,6 +39,7 @@ from research.data.job_conversations import (
 from research.data.layouts import LAYOUTS, choose_columns
 from research.data.number_words import open_number_pairs, open_number_texts
 from research.data.occupation_texts import open_occupation_texts
+from research.data.repository import Repositories
 from research.data.spoken import open_spoken
 from research.data.table_questions import open_table_questions
 from research.downloads import pypi
@@ -91,8 +92,9 @@ class NamedSource:
 
 def open_source(name: str, cache_dir: Path, wanted: str = "texts", recorded: str = "") -> Source:
     """The source called `name`: a key of `SOURCES`, "tfds:NAME" for a TFDS data set, "gym:NAME" for
-    tasks of reasoning-gym, "infill:SOURCE" for texts with gaps to fill, "counterfactual:SOURCE" for
-    texts with their counterparts of the other gender, or the path of a local file or folder.
+    tasks of reasoning-gym, "infill:SOURCE" for texts with gaps to fill, "repository:SOURCE" for
+    code whose files follow those that they import, "counterfactual:SOURCE" for texts with their
+    counterparts of the other gender, or the path of a local file or folder.
 
     `wanted` is the layout to read, a key of `research.data.layouts.LAYOUTS`. A query after a path
     or a TFDS name says which columns to read: "?text=FIELD", "?inputs=FIELD&targets=FIELD",
@@ -154,6 +156,8 @@ def _open(name: str, cache_dir: Path, wanted: str, rules: int) -> tuple[Any, Any
         return *open_tfds(plain.removeprefix("tfds:"), query, wanted, cache_dir, rules), {}
     if plain.startswith("infill:"):
         return _open_infilled(name.removeprefix("infill:"), cache_dir, wanted, rules)
+    if plain.startswith("repository:"):
+        return _open_repositories(name.removeprefix("repository:"), cache_dir, wanted, rules)
     if plain.startswith("counterfactual:"):
         return _open_augmented(name.removeprefix("counterfactual:"), cache_dir, wanted, rules)
     if plain.startswith("gym:"):
@@ -175,6 +179,20 @@ def _open_infilled(
     if heldout is None:
         train, heldout = _split(train, train.identities(), name)
     return Infilled(train), Infilled(heldout), facts
+
+
+def _open_repositories(
+    name: str, cache_dir: Path, wanted: str, rules: int
+) -> tuple[Documents, Documents | None, dict[str, Any]]:
+    """The files of a source by repositories, see `research.data.repository`. Whole repositories are
+    held out, where the source has not chosen documents itself."""
+    if wanted != "texts":
+        raise ValueError(
+            f"data 'repository:{name}' are texts, and the objective reads {wanted}; set "
+            "config.objective.name to causal_lm"
+        )
+    train, heldout, facts = _open(name, cache_dir, wanted, rules)
+    return Repositories(train), None if heldout is None else Repositories(heldout), facts
 
 
 def _open_augmented(

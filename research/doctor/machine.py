@@ -1,10 +1,8 @@
 """What a machine has: looked up without JAX, which a broken machine may not be able to import."""
 
-import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -14,19 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from research.devices.nodes import accelerator
+from research.devices.probe import jax_devices
 from research.downloads.cache import cache_directory
-
-# What JAX finds, asked in a process of its own: a wrong plugin or flag ends the process.
-_PROBE = """
-import json, jax
-devices = jax.devices()
-memory = (devices[0].memory_stats() or {}).get("bytes_limit")
-print(json.dumps({
-    "platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices),
-    "memory": memory,
-}))
-"""
-_PATIENCE = 120.0  # seconds: a TPU that another process holds makes JAX wait
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,7 @@ def look(
     """Looks at this machine. For tests: the folder that stands for the root of the file system, the
     folders of packages (sys.path), the environment, and the Python that is asked what JAX finds."""
     root = Path(root)
-    devices, failure = _probe(python, environment)
+    devices, failure = jax_devices(python, environment)
     return Machine(
         sys.version_info[:3],
         _packages(path),
@@ -128,23 +115,3 @@ def _cache(environment: Mapping[str, str]) -> tuple[Path, str]:
     except OSError as error:
         return folder, error.strerror or type(error).__name__
     return folder, ""
-
-
-def _probe(python: str, environment: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """(devices, "") as JAX finds them, or ({}, what it said)."""
-    try:
-        done = subprocess.run(
-            [python, "-c", _PROBE],
-            env={**environment, "TF_CPP_MIN_LOG_LEVEL": "1"},
-            capture_output=True,
-            text=True,
-            timeout=_PATIENCE,
-        )
-    except subprocess.TimeoutExpired:
-        return {}, f"no answer within {_PATIENCE:.0f} seconds"
-    try:
-        return json.loads(done.stdout.strip().splitlines()[-1]), ""
-    except (IndexError, ValueError):
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        # A process that a signal has ended may have said nothing.
-        return {}, " ".join(lines[-3:]) or f"it ended with exit code {done.returncode}"

@@ -8,7 +8,7 @@ from research.data.loader import Window
 from research.data.prompts import answer_ends, record_of
 from research.evals.evaluation import Evaluation, Item, Opened, RunData, Totals
 from research.infer.sampling import SamplingConfig
-from research.objectives.policy import Policy
+from research.objectives.written import Written
 from research.posttrain.rewards import make_rewards
 from research.posttrain.rollouts import shown_prompt
 from research.posttrain.shared_rewards import shared_rewards
@@ -60,10 +60,10 @@ class Rewarded(Evaluation):
     def make(cls, config: RewardedConfig, data: RunData) -> "Rewarded":
         """Of a run's held-out prompts. ValueError for a run whose data are no prompts."""
         objective = data.run_objective()
-        if not isinstance(objective, Policy):
+        if not isinstance(objective, Written):
             raise ValueError(
                 f"the data of objective {objective.name} are no prompts with answers; "
-                "set config.objective.name='policy'"
+                "set config.objective.name to policy or on_policy_distillation"
             )
         return cls(
             data.windows,

@@ -1,7 +1,7 @@
 """What the sampling of a run's own texts takes of a device, in which the run's state stays.
 
-A run of objective `policy` alternates: it writes texts with the weights of its state, then takes
-steps on them. Its peak is the higher of the two.
+A run that learns from its own texts alternates: it writes texts with the weights of its state, then
+takes steps on them. Its peak is the higher of the two.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ import jax
 from research.fit.decode import Decode, plan_rollouts
 from research.fit.report import GIB, Fit
 from research.fit.targets import Target
-from research.objectives.policy_config import PolicyConfig
+from research.objectives.written_config import WrittenConfig
 from research.run.program import Program
 
 
@@ -54,7 +54,7 @@ class SampledTexts:
 def sampled_texts(program: Program, target: Target) -> SampledTexts | None:
     """The sampling of a run; None where the objective writes no texts."""
     settings = program.experiment.objective
-    if not isinstance(settings, PolicyConfig):
+    if not isinstance(settings, WrittenConfig):
         return None
     decode = plan_rollouts(program, target, program.batch_size * settings.updates)
     with jax.set_mesh(decode.mesh):

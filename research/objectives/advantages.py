@@ -55,6 +55,11 @@ ADVANTAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def compares(name: str) -> bool:
+    """Whether the advantage of this name, or "" for none, compares the texts of a prompt."""
+    return name not in ("", "gae")
+
+
 def constant(rewards_PG: np.ndarray) -> np.ndarray:
     """Bool [P], true for prompts whose texts all have one reward, or fewer than two a reward: they
     teach nothing."""

@@ -17,6 +17,7 @@ from research.objectives.judgement import Judgement
 from research.objectives.masked_lm import MaskedLM
 from research.objectives.media_chat import MediaChat
 from research.objectives.objective import Objective
+from research.objectives.on_policy_distillation import OnPolicyDistillation
 from research.objectives.policy import Policy
 from research.objectives.preference import Preference
 from research.objectives.question_answering import QuestionAnswering
@@ -37,6 +38,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     QuestionAnswering.name: QuestionAnswering,
     Judgement.name: Judgement,
     Distillation.name: Distillation,
+    OnPolicyDistillation.name: OnPolicyDistillation,
     Policy.name: Policy,
     Preference.name: Preference,
     Reward.name: Reward,

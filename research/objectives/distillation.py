@@ -112,7 +112,7 @@ class Distillation(CausalLM):
         s = self.settings
         params = self._rounded(model, attach(held["base"], trainable, key))
         hidden_BTD, layer_losses = model.hidden(params, batch, key)
-        teacher = self._teacher(model, held, batch)
+        teacher = teacher_side(model, held, self.holds[0], self.teacher, batch)
         student = Side(model, params, hidden_BTD)
         targets_BT, weights_BT = batch["targets"], batch["weights"]
         sums = divergence_sums(
@@ -125,19 +125,27 @@ class Distillation(CausalLM):
         own = {"nll": (sums.nll, count), "kl": (sums.divergence, count)}
         return total, count, {**jax.lax.stop_gradient(own), **totals}
 
-    def _teacher(self, model: Model, held: Mapping[str, Tree], batch: dict[str, jax.Array]) -> Side:
-        """The teacher after its last layer, without dropout and without a gradient."""
-        params = jax.lax.stop_gradient(held[self.holds[0]])
-        if self.teacher is None:
-            params = attach(held["base"], params)
-        else:
-            model = replace(model, config=self.teacher)
-        hidden_BTD = model.hidden(params, batch)[0]
-        return Side(model, params, jax.lax.stop_gradient(hidden_BTD))
-
     def _rounded(self, model: Model, params: Tree) -> Tree:
         s = self.settings
         if not s.rounding:
             return params
         rules = [(LINEAR, s.rounding), (".*", None)]
         return straight_through(params, model.specs(), rules, s.rounding_group or None)
+
+
+def teacher_side(
+    model: Model,
+    held: Mapping[str, Tree],
+    name: str,
+    config: ModelConfig | None,
+    batch: dict[str, jax.Array],
+) -> Side:
+    """The teacher, the tree `held[name]`, after its last layer, without dropout and without a
+    gradient. `config` is its shape where it is another checkpoint than the student's start."""
+    params = jax.lax.stop_gradient(held[name])
+    if config is None:
+        params = attach(held["base"], params)
+    else:
+        model = replace(model, config=config)
+    hidden_BTD = model.hidden(params, batch)[0]
+    return Side(model, params, jax.lax.stop_gradient(hidden_BTD))

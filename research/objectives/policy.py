@@ -13,11 +13,12 @@ from research.models.model import Model
 from research.models.spec import Spec, zeros
 from research.objectives.gae import advantages_of_values
 from research.objectives.log_probabilities import token_scores
-from research.objectives.next_token import NextToken, batch_scores
+from research.objectives.next_token import batch_scores
 from research.objectives.objective import REFERENCE, Totals
 from research.objectives.policy_config import PolicyConfig
 from research.objectives.policy_losses import LOSSES, Clip, PolicyLoss, k3, text_mean
 from research.objectives.tokens import with_layer_losses
+from research.objectives.written import Written
 from research.ops.einsum import add_bias, einsum
 from research.tree import Tree
 from research.weights.rules import attach
@@ -26,18 +27,15 @@ VALUE = "value"  # the name of the value head in the tree that is trained
 
 
 @dataclass(frozen=True)
-class Policy(NextToken):
+class Policy(Written):
     """Makes a token likelier the better its text was rewarded against others of its prompt.
 
-    `research.run.rollout_feed` samples the texts with the weights of the step and gives them as
-    windows, with the log-probability that each token was sampled with. A window has the fields of a
-    packed text, and for each token "assistant", 1 where the model wrote it; "logprobs";
-    "advantages"; and "group_tokens", the written tokens of all texts of its prompt.
+    A window has the fields of `Written`, and for each token "advantages" and "group_tokens", the
+    written tokens of all texts of its prompt.
 
     The totals are "kl", k3 from the reference model (without a `kl_weight`, which holds none, from
     the weights that wrote the text), "entropy" of the next token in nats, and "clipped", the share
-    of tokens that the bounds of the ratio cut. All are means over written tokens. Every probability
-    is that of the distribution that is sampled, softmax(logits / temperature).
+    of tokens that the bounds of the ratio cut. All are means over written tokens.
 
     With the advantage "gae" a value head reads from the state before each written token what reward
     the text will have, and the loss gets half the squared difference from what the text had
@@ -56,19 +54,10 @@ class Policy(NextToken):
     discount: float = PolicyConfig.discount
     gae_decay: float = PolicyConfig.gae_decay
     value_weight: float = PolicyConfig.value_weight
-    max_tokens: int = 64
-    rewards: str = "exact_match"
-    temperature: float = 1.0
     holds: tuple[str, ...] = ()  # type: ignore[misc]  # the reference is held where it is used
 
     name = "policy"
     config: ClassVar[type[PolicyConfig]] = PolicyConfig
-    reads = "prompts"
-    overlap = 0  # every prompt is a record of its own
-    answers_chats = False
-    reports = ()
-    bits_per_byte = False
-    writes_texts = True
 
     @classmethod
     def make(cls, config: PolicyConfig, tokenizer: Any) -> "Policy":
@@ -99,27 +88,18 @@ class Policy(NextToken):
     def example(
         self, window: dict[str, np.ndarray], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """inputs, targets, weights (1 where the model wrote the target), segments, positions,
-        sampled (log-probabilities), advantages and shares, each [T]. The shares of a text, or with
-        the average "prompt" of a prompt, sum to 1; with "token" each is 1."""
-        if "tokens" not in window:
-            raise ValueError("a prompt has no loss before the model has continued it")
-        tokens, segments = window["tokens"], window["segments"]
-        same = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
-        weights = (same & (window["assistant"][1:] > 0)).astype(np.float32)
-        written = np.bincount(segments[1:], weights).astype(np.float32)[segments[1:]]
+        """The fields of `Written.example`, advantages and shares, each [T]. The shares of a text,
+        or with the average "prompt" of a prompt, sum to 1; with "token" each is 1."""
+        example = super().example(window, rng)
+        segments, weights = window["segments"][1:], example["weights"]
+        written = np.bincount(segments, weights).astype(np.float32)[segments]
         if self.average == "prompt" and "group_tokens" in window:
             written = window["group_tokens"][1:].astype(np.float32)
-        nothing = np.zeros(len(tokens), np.float32)
         share = np.ones_like(weights) if self.average == "token" else 1 / np.maximum(written, 1)
+        advantages = window.get("advantages", np.zeros(len(segments) + 1))[1:]
         return {
-            "inputs": tokens[:-1],
-            "targets": tokens[1:],
-            "weights": weights,
-            "segments": segments[:-1],
-            "positions": window["positions"][:-1],
-            "sampled": window.get("logprobs", nothing)[1:].astype(np.float32),
-            "advantages": window.get("advantages", nothing)[1:].astype(np.float32),
+            **example,
+            "advantages": advantages.astype(np.float32),
             "shares": weights * share,
         }
 

@@ -18,7 +18,7 @@ from research.infer.decode import Generation
 from research.infer.prompts import Prompt
 from research.infer.sampling import SamplingConfig
 from research.models.model import Model
-from research.objectives.advantages import ADVANTAGES, constant
+from research.objectives.advantages import ADVANTAGES, compares, constant
 from research.posttrain.rewards import Rewards
 from research.posttrain.shared_rewards import shared_rewards
 from research.tree import Tree
@@ -48,7 +48,7 @@ class Engine(Protocol):
 @dataclass(frozen=True)
 class Text:
     """A sampled text: its prompt's tokens, what followed, the sum of its rewards and each of them
-    (NaN: none), and its advantage, which is the reward where a value head judges."""
+    (NaN: none), and its advantage, which is the reward where texts are not compared."""
 
     prompt: list[int]
     written: Generation
@@ -101,7 +101,7 @@ def roll_out(
     ]
     scored = shared_rewards(rewards, answered)
     rewards_PG = np.array([total for total, _ in scored], np.float64).reshape(-1, samples)
-    advantages_PG = ADVANTAGES[advantage](rewards_PG)
+    advantages_PG = ADVANTAGES[advantage or "gae"](rewards_PG)
     texts = [
         Text(prompt, one, total, parts, float(better))
         for prompt, one, (total, parts), better in zip(
@@ -114,7 +114,7 @@ def roll_out(
         scored_tokens = sum(len(t.written.token_ids) for t in group if not math.isnan(t.reward))
         windows += [window(text, scored_tokens, length) for text in group]
     values = measures(texts, rewards_PG)
-    if advantage == "gae":
+    if not compares(advantage):
         del values["constant_groups"]  # they teach as others do
     return Rollouts(texts, windows, values)
 

@@ -1,5 +1,5 @@
-"""The sampling of a run with the objective `policy`: its prompts, rewards and engine, and the check
-that sampling and training agree on the texts' log-probabilities."""
+"""The sampling of a run that learns from its own texts: its prompts, rewards and engine, and the
+check that sampling and training agree on the texts' log-probabilities."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -17,9 +17,10 @@ from research.data.tokenizers import Tokenizer
 from research.infer.decode import generate
 from research.infer.sampling import SamplingConfig
 from research.models.model import Model
+from research.objectives.advantages import compares
 from research.objectives.next_token import batch_scores
-from research.objectives.policy import Policy
-from research.objectives.policy_config import PolicyConfig
+from research.objectives.written import Written
+from research.objectives.written_config import WrittenConfig
 from research.parallel.mesh import place_batch
 from research.posttrain.rewards import Rewards, make_rewards
 from research.posttrain.rollouts import Engine, roll_out, sample_seed
@@ -42,7 +43,7 @@ class Sampler:
     """
 
     program: Program
-    config: PolicyConfig
+    config: WrittenConfig
     tokenizer: Tokenizer
     prompts: Mixture
     rewards: Rewards
@@ -72,7 +73,7 @@ class Sampler:
                 scored="sampled" if c.temperature != 1 else "model",
             ),
         )
-        sampling = sampling_of(rollouts, self.tokenizer.decode, compared=not c.has_values)
+        sampling = sampling_of(rollouts, self.tokenizer.decode, compared=compares(c.own_advantage))
         difference = self.difference(state, sampling)
         # Written so that NaN stops it too.
         if not difference <= c.logprob_limit:
@@ -117,9 +118,9 @@ def _largest(
 
 
 def rollout_feed(program: Program, tokenizer: Tokenizer, prompts: Mixture) -> RolloutFeed:
-    """The feed of a run with the objective `policy`. ValueError for settings that do not fit."""
+    """The feed of a run that learns from its own texts. ValueError for settings that do not fit."""
     e, c, objective = program.experiment, program.experiment.objective, program.objective
-    if not isinstance(c, PolicyConfig) or not isinstance(objective, Policy):
+    if not isinstance(c, WrittenConfig) or not isinstance(objective, Written):
         raise ValueError(f"objective {objective.name} does not sample texts")
     if program.batch_size % c.samples:
         raise ValueError(

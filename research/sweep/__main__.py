@@ -12,12 +12,12 @@ factors are compared, see `research.sweep.design`. `run` ends with the report; a
 stopped goes on, on any number of machines at once that share the folder. `retry` runs failed cells
 again, with --states=failed,diverged also those that diverged, and with --states=stopped those that
 successive halving stopped. `run --dry_run` runs nothing and prints each cell with its command, its
-memory and the least that it takes in time and, with --price_per_hour, in money: on this machine's
-CPU, or compiled for hardware such as --target=h100:8. `search` has Optuna propose the cells of a
-config file with `get_search(arg)`, see `research.sweep.search`. `scaling` runs a ladder of sizes,
-fits L(N, D) to all but the largest and predicts that one, see `research.sweep.scaling_law`. `plan`
-writes the plan and runs nothing, and `cell --index=N` runs one cell of it; launch/slurm_sweep.sh
-makes an array of these.
+memory and the least that it takes in time and, with --price_per_hour, in money: on this machine,
+its accelerator where it has one, or compiled for hardware such as --target=h100:8. `search` has
+Optuna propose the cells of a config file with `get_search(arg)`, see `research.sweep.search`.
+`scaling` runs a ladder of sizes, fits L(N, D) to all but the largest and predicts that one, see
+`research.sweep.scaling_law`. `plan` writes the plan and runs nothing, and `cell --index=N` runs one
+cell of it; launch/slurm_sweep.sh makes an array of these.
 """
 
 import sys

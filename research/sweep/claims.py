@@ -42,15 +42,16 @@ class Claim:
             return False
         return True
 
-    def release(self, reason: str) -> None:
-        """Leaves the cell to the next attempt at once."""
-        write_json(self.file, {**_owner(), "step": self.step, "released": reason})
+    def release(self, reason: str, died: str = "") -> None:
+        """Leaves the cell to the next attempt at once; `died` is the kind of a `Death`."""
+        said = {"released": reason, "died": died}
+        write_json(self.file, {**_owner(), "step": self.step, **said})
 
 
 def claim(cell: Path, step: int, lease_seconds: float = LEASE_SECONDS) -> Claim | None:
     """Claims the cell in a folder; None if another process holds it.
 
-    `step` is that of the newest checkpoint, which `stalled` reads.
+    `step` is that of the newest checkpoint, which `research.sweep.deaths` reads.
     """
     folder = cell / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,14 +84,15 @@ def held(cell: Path, lease_seconds: float = LEASE_SECONDS) -> bool:
     return bool(last) and not _dead(cell / FOLDER / _name(last), lease_seconds)
 
 
-def stalled(cell: Path, step: int) -> int:
-    """How many attempts in a row, up to the newest, began at the checkpoint `step`."""
-    folder, count = cell / FOLDER, 0
+def newest_claims(cell: Path, step: int) -> list[dict[str, Any]]:
+    """What the claims say, the newest first, that in a row began at the checkpoint `step`."""
+    folder, found = cell / FOLDER, []
     for number in reversed(_numbers(folder)):
-        if _read(folder / _name(number)).get("step", step) != step:
+        owner = _read(folder / _name(number))
+        if owner.get("step", step) != step:
             break
-        count += 1
-    return count
+        found.append(owner)
+    return found
 
 
 def _dead(file: Path, lease_seconds: float) -> bool:

@@ -63,10 +63,19 @@ def checkpoint_step(run: Path) -> int:
     return max(committed_steps(folder), default=0) if folder.is_dir() else 0
 
 
-def last_line(log: Path) -> str:
-    """The last line of an error that a run has printed, without its "error: "; "" for none."""
+def log_size(log: Path) -> int:
+    """The bytes that a log has, 0 where it is missing."""
     try:
-        lines = log.read_text(errors="replace").splitlines()
+        return log.stat().st_size
+    except OSError:
+        return 0
+
+
+def last_line(log: Path, after: int = 0) -> str:
+    """The last line of an error that a run has printed behind the first `after` bytes, those of
+    attempts before it, without its "error: "; "" for none."""
+    try:
+        lines = log.read_bytes()[after:].decode(errors="replace").splitlines()
     except OSError:
         return ""
     lines = [line.strip() for line in lines if line.strip()]

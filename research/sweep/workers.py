@@ -16,16 +16,13 @@ import research
 from research import command
 from research.allocator import keeping_memory
 from research.devices.nodes import accelerator, runs_on_cpu
-from research.sweep.claims import LEASE_SECONDS, Claim, attempts, claim, held, stalled
+from research.sweep.claims import LEASE_SECONDS, Claim, attempts, claim, held
+from research.sweep.deaths import death, deaths, given_up, memory_kills
 from research.sweep.halving import Rungs
 from research.sweep.ledger import Ledger
-from research.sweep.outcome import checkpoint_step, last_line, now, outcome
+from research.sweep.outcome import checkpoint_step, last_line, log_size, now, outcome
 
-# Attempts in a row that may end without a result and without a new checkpoint: being killed is
-# mostly not the fault of a cell, but one that needs more memory than there is looks the same.
-STALLS = 8
 POLL_SECONDS = 1.0  # between two looks at cells that others hold
-_BUSY = "another process trains in"  # how research.train refuses a folder that is in use
 _FULL = "no space left"
 
 
@@ -95,7 +92,8 @@ class Workers:
                 left = [key for key in self.cells if not self.ledger.ended(key)]
                 if not left:
                     return
-                if not any(self._attempt(trainer, *job) for job in self._jobs(left)):
+                jobs = sorted(self._jobs(left), key=lambda job: self._deaths(job[0]))
+                if not any(self._attempt(trainer, *job) for job in jobs):
                     self._stop.wait(POLL_SECONDS)
         except BaseException as error:
             self._failure.append(error)
@@ -117,7 +115,9 @@ class Workers:
 
     def _attempt(self, trainer: "Trainer", key: str, until: int) -> bool:
         """Runs a cell, to the step `until` or to its end, if it is free; False if another process
-        has it."""
+        has it. One that has died too often gets its record instead."""
+        if self._give_up(key):
+            return True
         cell = self.ledger.cell(key)
         step = checkpoint_step(cell / "run")
         mine = claim(cell, step, self.lease_seconds)
@@ -128,6 +128,7 @@ class Workers:
             mine.release("ended")
             return True
         trainer.claim, trainer.lost, trainer.until = mine, False, until
+        before, said = memory_kills(), log_size(cell / "output.log")
         code = trainer.train(cell)
         trainer.claim = None
         if trainer.lost:
@@ -135,29 +136,35 @@ class Workers:
         elif self.rungs and not code and until and self.rungs.reached(key, until):
             mine.release(f"rung at step {until}")
         else:
-            self._conclude(key, code, mine)
+            error = last_line(cell / "output.log", said) if code else ""
+            self._conclude(key, code, error, mine, memory_kills() - before)
         return True
 
-    def _conclude(self, key: str, code: int, mine: Claim) -> None:
+    def _conclude(self, key: str, code: int, error: str, mine: Claim, killed: int) -> None:
         """Writes the record of a cell, or leaves it to another attempt."""
-        cell = self.ledger.cell(key)
-        error = last_line(cell / "output.log") if code else ""
         if self._stop.is_set() and code:
             mine.release("stopped")
             return
         if code == command.RETRY and _FULL in error:
             mine.release(error)
             raise command.Stop(command.RETRY, error)
-        unfinished = code < 0 or code in (command.RETRY, command.INTERRUPTED) or _BUSY in error
-        if unfinished:
-            reason = f"was ended by signal {-code}" if code < 0 else error
-            times = stalled(cell, checkpoint_step(cell / "run"))
-            if times < STALLS:
-                mine.release(reason)
-                self.tell(f"{key} {reason}; it goes on from its last checkpoint")
-                return
-            error = f"{times} attempts in a row without a new checkpoint; the last {reason}"
-        self.finish(key, code, error)
+        died = death(code, error, killed)
+        if died is None:
+            self.finish(key, code, error)
+            return
+        mine.release(died.reason, died.kind)
+        if not self._give_up(key):
+            self.tell(f"{key} {died.reason}; it goes on from its last checkpoint")
+
+    def _give_up(self, key: str) -> bool:
+        """Writes the record of a cell that has died too often; False for another one."""
+        reason = given_up(self.ledger.cell(key), self.lease_seconds)
+        if reason:
+            self.finish(key, None, reason)
+        return bool(reason)
+
+    def _deaths(self, key: str) -> int:
+        return len(deaths(self.ledger.cell(key), self.lease_seconds))
 
     def finish(self, key: str, code: int | None, error: str, stopped: str = "") -> None:
         """Writes the record of a cell that has ended, or that halving has stopped."""

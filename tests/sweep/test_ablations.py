@@ -59,11 +59,24 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(Trainer, "train", train)
 
 
-# Combinations of the smoke forms that no other test trains: a run compiles for seconds.
+# Two combinations of each smoke form, the baseline first: a run compiles for seconds.
 TRAINED = {
+    "depth_width": [{"layers x width": "2 x 128"}, {"layers x width": "1 x 184"}],
+    "lora_rank": [
+        {"rank": "8", "matrices": "all-linear"},
+        {"rank": "2", "matrices": "query|value"},
+    ],
+    "optimizer_rate": [
+        {"optimizer": "adamw", "rate": "0.01"},
+        {"optimizer": "muon", "rate": "0.03"},
+    ],
+    "packing": [{"packing": "on"}, {"packing": "off"}],
     "positions": [{"positions": "rope"}, {"positions": "relative"}],
     "quantization": [{"format": "none", "method": "lora"}, {"format": "nf4", "method": "dora"}],
     "scaling": [{"width": "32", "steps": "4"}, {"width": "64", "steps": "8"}],
+    "tokenizer": [{"tokenizer": "bpe 512"}, {"tokenizer": "bytes"}],
+    "width_rate": [{"model": "muP 16", "rate": "0.01"}, {"model": "muP 64", "rate": "0.03"}],
+    "window": [{"window": "all"}, {"window": "4, every other layer"}],
 }
 
 
@@ -86,6 +99,7 @@ def test_the_smoke_form_ends_in_an_answer(name, tmp_path, monkeypatch, in_this_p
     learnt = [record["metrics"]["eval/loss"] < record["first"]["loss"] for record in records]
     assert all(learnt) or name == "quantization"
     assert {one.comparison.verdict for one in found} == {"needs 5 more seeds"}
+    assert all((tmp_path / file).stat().st_size for file in ("report.html", "results.csv"))
     if name == "scaling":
         # What the law is fitted to; a step has 8 windows of 32 tokens.
         small, large = sorted(points(ledger), key=lambda run: run.tokens)

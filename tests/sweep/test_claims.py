@@ -9,7 +9,7 @@ import time
 import pytest
 
 from research.files import read_json, write_json
-from research.sweep.claims import _started, attempts, claim, held, stalled
+from research.sweep.claims import _started, attempts, claim, held
 
 
 def test_of_many_that_want_a_cell_one_gets_it(tmp_path):
@@ -82,9 +82,3 @@ def test_a_claim_that_a_full_disk_has_no_room_for_is_free_at_once(tmp_path, monk
         patch.setattr("json.dump", full)
         claim(tmp_path, 0)
     assert not held(tmp_path) and claim(tmp_path, 0).number == 1
-
-
-def test_attempts_that_do_not_get_further_are_counted(tmp_path):
-    for step in (0, 0, 10, 10, 10):
-        claim(tmp_path, step).release("killed")
-    assert (stalled(tmp_path, 10), stalled(tmp_path, 20), stalled(tmp_path, 0)) == (3, 0, 0)

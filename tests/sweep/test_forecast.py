@@ -89,6 +89,50 @@ def test_a_step_on_a_target_takes_its_roofline_and_seeds_share_a_compile(
     assert lines[-1].endswith("at least 0:40 one after another on h100:2x8, cost at least 0.80")
 
 
+def here(monkeypatch, *found):
+    """A machine with an accelerator, of which JAX says this."""
+    monkeypatch.setattr(forecast, "runs_on_cpu", lambda: False)
+    monkeypatch.setattr(forecast, "jax_devices", lambda environment: found)
+
+
+def test_without_a_target_the_card_of_this_machine_is_asked(planned, monkeypatch, capsys):
+    cards = {"platform": "gpu", "kind": "NVIDIA L4", "count": 2, "memory": 2**30}
+    here(monkeypatch, cards, "")
+    dry_run(*planned(FOUR_CELLS), Forecast())
+    lines = capsys.readouterr().out.splitlines()
+    # Of float32 products no rate of a card is published.
+    assert "GiB of each NVIDIA L4, 1.0 GiB are free" in lines[1] and "at least" not in lines[1]
+    assert lines[-2].endswith("on this machine, NVIDIA L4")
+    ledger, plan, cells = planned(FOUR_CELLS, **{"precision.compute": "bfloat16"})
+    key = next(iter(plan.cells))
+    one = Forecast().need(cells[key].config)
+    assert one.seconds == pytest.approx(plan.cells[key]["flops"] / 121e12)
+    two = {**cells[key].config, "mesh": "fsdp:2"}
+    assert Forecast().need(two).seconds == pytest.approx(one.seconds / 2)
+
+
+def test_a_card_too_small_for_a_cell_is_told(planned, monkeypatch):
+    small = {"platform": "gpu", "kind": "NVIDIA L4", "count": 1, "memory": 2**20}
+    here(monkeypatch, small, "")
+    _, plan, cells = planned(FOUR_CELLS)
+    need = Forecast().need(next(iter(cells.values())).config)
+    assert need.memory.startswith("WARNING: needs about") and "will most likely not" in need.memory
+
+
+@pytest.mark.parametrize(
+    ("found", "failure", "words"),
+    [({}, "no such driver", "(no such driver)"), ({"platform": "cpu"}, "", "(only its CPU)")],
+)
+def test_an_accelerator_that_jax_does_not_find_is_told(
+    planned, rate, monkeypatch, capsys, found, failure, words
+):
+    here(monkeypatch, found, failure)
+    dry_run(*planned(FOUR_CELLS), Forecast())
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("WARNING: JAX does not find the accelerator") and words in first
+    assert last.endswith("on this machine")
+
+
 @pytest.mark.parametrize("error", [ValueError("no such mesh\nmore"), Stop(1, "it crashed")])
 def test_a_cell_that_cannot_be_compiled_leaves_the_others_their_answer(
     planned, rate, monkeypatch, capsys, error

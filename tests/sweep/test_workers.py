@@ -1,5 +1,6 @@
 """What becomes of a cell whose run ends in one way or another; no run is made."""
 
+import contextlib
 import json
 import threading
 from pathlib import Path
@@ -7,10 +8,17 @@ from pathlib import Path
 import pytest
 
 from research import command
+from research.files import read_json, write_json
 from research.sweep.claims import attempts, claim
+from research.sweep.deaths import MOST, OUTSIDE, OWN
 from research.sweep.ledger import Ledger
-from research.sweep.workers import STALLS, Trainer, Workers, devices, shares
+from research.sweep.workers import Trainer, Workers, devices, shares
 from tests.sweep.plans import plan
+
+
+class Gone(Exception):
+    """A worker that was killed."""
+
 
 METRICS = {"eval/loss": "lower"}
 GOOD = [{"step": 1, "loss": 3.0, "tokens": 64}, {"step": 9, "eval/loss": 2.5, "seconds": 4.0}]
@@ -37,7 +45,8 @@ def acts(monkeypatch, *endings):
         run = cell / "run"
         (run / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (cell / "output.log").write_text(words + "\n")
+        with open(cell / "output.log", "a") as log:
+            log.write(words + "\n")
         return code
 
     monkeypatch.setattr(Trainer, "train", train)
@@ -58,7 +67,12 @@ CASES = {
     "no such metric": ([(0, [{"step": 9, "eval/x": 1.0}], "", 9)], "failed", 1, "but eval/x"),
     "killed": ([(-9, [], "", 0), (-9, GOOD[:1], "", 5), (0, GOOD, "", 9)], "done", 3, ""),
     "preempted": ([(42, [], "error: lost", 0), (0, GOOD, "", 9)], "done", 2, ""),
-    "killed always": ([(-9, [], "", 0)], "failed", STALLS, "signal 9"),
+    "killed always": ([(-9, [], "", 0)], "failed", MOST[OUTSIDE], "signal 9"),
+    "crashes always": ([(-11, [], "", 0)], "failed", MOST[OWN], "died without a new checkpoint; the"
+                       " last was ended by signal 11"),
+    "hangs always": ([(42, [], "error: no step in 30 min", 0)], "failed", MOST[OWN], "no step in"),
+    "stopped early": ([(42, [], "error: stopped by SIGTERM; the", 0)] * 9 + [(0, GOOD, "", 9)],
+                      "done", 10, ""),
     "in use": ([(2, [], "error: another process trains in x", 0), (0, GOOD, "", 9)], "done", 2, ""),
 }  # fmt: skip
 
@@ -75,12 +89,57 @@ def test_how_a_run_ends_decides_the_state_of_its_cell(case, tmp_path, monkeypatc
     assert len(lines) == tries and lines[-1].startswith("1/1 ")
 
 
-def test_a_run_that_gets_on_may_be_killed_any_number_of_times(tmp_path, monkeypatch):
-    kills = [(-9, GOOD[:1], "", step) for step in range(3 * STALLS)]
-    acts(monkeypatch, *kills, (0, GOOD, "", 99))
+@pytest.mark.parametrize(("kind", "code"), [(OWN, -11), (OUTSIDE, -9)])
+def test_a_run_that_gets_on_may_die_any_number_of_times(kind, code, tmp_path, monkeypatch):
+    most = MOST[kind]
+    acts(monkeypatch, *((code, GOOD[:1], "", step) for step in range(most + 4)), (0, GOOD, "", 99))
     workers, _ = crew(tmp_path)
     workers.run()
-    assert [one["attempts"] for one in workers.ledger.records().values()] == [3 * STALLS + 1]
+    assert [one["attempts"] for one in workers.ledger.records().values()] == [most + 5]
+
+
+def test_what_the_kernel_ends_for_want_of_memory_is_the_cells_own_doing(tmp_path, monkeypatch):
+    kills = iter(range(1000))
+    monkeypatch.setattr("research.sweep.workers.memory_kills", lambda: next(kills))
+    acts(monkeypatch, (-9, [], "", 0))
+    workers, _ = crew(tmp_path)
+    workers.run()
+    [record] = workers.ledger.records().values()
+    assert record["attempts"] == MOST[OWN] and "want of memory" in record["reason"]
+
+
+def test_a_cell_that_takes_its_worker_with_it_ends_all_the_same(tmp_path, monkeypatch):
+    """Every worker that trains it is gone before it can say so."""
+    workers, _ = crew(tmp_path, cells=2)
+    poison, good = workers.cells
+    steps = []
+
+    def train(trainer, cell):
+        steps.append(cell.name)
+        if cell.name == poison:
+            owner = read_json(trainer.claim.file)
+            write_json(trainer.claim.file, {**owner, "began": "1"})
+            raise Gone
+        (cell / "run").mkdir()
+        (cell / "run" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in GOOD))
+        return 0
+
+    monkeypatch.setattr(Trainer, "train", train)
+    while len(workers.ledger.records()) < 2:
+        with contextlib.suppress(Gone):
+            Workers(workers.ledger, workers.cells, METRICS, 1, print).run()
+    # Another one first, once it had died.
+    assert steps == [poison, good, *[poison] * (MOST[OUTSIDE] - 1)]
+    record = workers.ledger.record(poison)
+    assert (record["state"], record["attempts"]) == ("failed", MOST[OUTSIDE])
+    assert record["reason"].endswith("the last was gone with its worker")
+
+
+def test_a_reason_is_that_of_the_last_attempt(tmp_path, monkeypatch):
+    acts(monkeypatch, (42, [], "error: lost", 0), (1, [], "KeyError: 'x'", 0))
+    workers, _ = crew(tmp_path)
+    workers.run()
+    assert [one["reason"] for one in workers.ledger.records().values()] == ["KeyError: 'x'"]
 
 
 def test_a_full_disk_ends_the_sweep_and_leaves_the_cell_to_the_next(tmp_path, monkeypatch):
