@@ -214,8 +214,7 @@ class PagedCache(KVCache):
         """Which of its text's keys each query sees, where `by_text` gives the numbers [r, t] of
         some texts' tokens of those of a call. A slot behind the text's end has a position behind
         every query's and every block's, so what lies in it never matters."""
-        own = rule.q_positions_BT, rule.q_segments_BT, *(rule.blocks or ())
-        positions_rt, segments_rt, *blocks = map(by_text, own)
+        positions_rt, segments_rt = by_text(rule.q_positions_BT), by_text(rule.q_segments_BT)
         keys_rS = jnp.broadcast_to(self.key_positions(), (len(positions_rt), self._length()))
         return Visibility(
             positions_rt,
@@ -224,7 +223,7 @@ class PagedCache(KVCache):
             jnp.ones_like(keys_rS),
             rule.causal,
             rule.window,
-            blocks=(blocks[0], blocks[1]) if blocks else None,
+            blocks=blocks_of(rule, by_text),
         )
 
 
@@ -251,6 +250,17 @@ def flat(x_BTNH: jax.Array) -> jax.Array:
 def tokens_of(visibility: Visibility) -> tuple[jax.Array, jax.Array]:
     """The positions and the segments [B T] of a call's tokens."""
     return visibility.q_positions_BT.reshape(-1), visibility.q_segments_BT.reshape(-1)
+
+
+def blocks_of(
+    rule: Visibility, by_text: Callable[[jax.Array], jax.Array]
+) -> tuple[jax.Array, jax.Array] | None:
+    """The first and the last positions [r, t] of the blocks of some texts' tokens, see
+    `PagedCache._visibility`; None for no blocks."""
+    if rule.blocks is None:
+        return None
+    first_BT, last_BT = rule.blocks
+    return by_text(first_BT), by_text(last_BT)
 
 
 def by_text(x: jax.Array, rows: int) -> jax.Array:

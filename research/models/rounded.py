@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from research.models.adapters import with_prefix
 from research.models.codes import BITS, Codes, rounded
 from research.models.kv import Prefix
-from research.models.paged import PagedCache, Pool, by_text, flat, tokens_of
+from research.models.paged import PagedCache, Pool, blocks_of, by_text, flat, tokens_of
 from research.ops import attention
 from research.ops.attention import Bias, Visibility
 from research.parallel.axes import RULES, AxisRules, constrain
@@ -97,7 +97,6 @@ class RoundedCache(PagedCache):
             join = lambda old, new: jnp.concatenate([old, new], axis=1).astype(q_BTNH.dtype)
             keys, values = join(k_rSKH, k_rWKH), join(v_rSKH, v_rWKH)
             places_rS = part.key_places()
-            blocks = [rows(x_BT.reshape(-1)[tokens]) for x_BT in visibility.blocks or ()]
             seen = Visibility(
                 part.places_rt + self.first,
                 places_rS + self.first,
@@ -105,7 +104,7 @@ class RoundedCache(PagedCache):
                 jnp.ones_like(places_rS),
                 visibility.causal,
                 visibility.window,
-                blocks=(blocks[0], blocks[1]) if blocks else None,
+                blocks=blocks_of(visibility, lambda x_BT: rows(x_BT.reshape(-1)[tokens])),
             )
             keys, values, seen = with_prefix(prefix, keys, values, seen)
             hidden = part.hidden(q_BTNH.shape[2], keys.shape[1])
