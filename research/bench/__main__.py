@@ -1,5 +1,5 @@
 """Runs a benchmark:
-python -m research.bench train|decode|lora|load|card|vectors|serve|soak|cache|speech"""
+python -m research.bench train|decode|lora|load|card|vectors|serve|soak|cache|lookup|speech"""
 
 import json
 import sys
@@ -16,6 +16,7 @@ from research.bench import (
     card_works,
     decode,
     load,
+    lookup,
     lora,
     serving,
     soak,
@@ -49,10 +50,13 @@ GGUF = flags.DEFINE_string(
 )
 GIB = flags.DEFINE_float("gib", 4.0, "load: size of the generated weights", lower_bound=0.25)
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "", "serve, soak, cache: what research.serve is started with; speech: a Whisper"
+    "checkpoint", "", "serve, soak, cache, lookup: as of research.serve; speech: a Whisper"
 )
 DATA = flags.DEFINE_string("data", "stdlib", "cache: a data source, whose held-out text is read")
-TEXTS = flags.DEFINE_integer("texts", 16, "cache: windows of that text", lower_bound=2)
+TEXTS = flags.DEFINE_integer(
+    "texts", 16, "cache: windows of that text; lookup: answers", lower_bound=2
+)
+DRAFTS = flags.DEFINE_integer("drafts", 8, "lookup: tokens that are guessed ahead", lower_bound=1)
 LENGTH = flags.DEFINE_integer("length", 512, "cache: tokens of each window", lower_bound=2)
 SOUNDS = flags.DEFINE_list("sounds", [], "speech: sounds to write down")
 SERVERS = flags.DEFINE_multi_string(
@@ -132,6 +136,13 @@ def _cache() -> Measured:
     return rows, cache.table
 
 
+def _lookup() -> Measured:
+    if not CHECKPOINT.value:
+        raise ValueError("no model writes; give --checkpoint")
+    row = lookup.measure(CHECKPOINT.value, DRAFTS.value, TEXTS.value, ROUNDS.value)
+    return row, lookup.table
+
+
 def _serve() -> Measured:
     """The rows of the servers that the flags name."""
     urls = dict(server.partition("=")[::2] for server in SERVERS.value)
@@ -185,6 +196,7 @@ BENCHMARKS: dict[str, Callable[[], Measured]] = {
     "serve": _serve,
     "soak": _soak,
     "cache": _cache,
+    "lookup": _lookup,
     "speech": _speech,
 }
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from research.infer.padding import chunk_size, rowwise, text_batch
@@ -93,7 +94,9 @@ def soften_prompts(
     prompt stands before its answer."""
     batch = text_batch(tokens_BT, 0, lengths_B, model.rules)
     if model.config.image.attention == "prefix" and "images" in media:
-        batch["blocks"] = batch["segments"]
+        # A text without an image is what it is without the others of its batch.
+        seeing_B1 = jnp.any(batch["inputs"] == model.config.image.token, axis=1, keepdims=True)
+        batch["blocks"] = jnp.where(seeing_B1, batch["segments"], 0)
     placed = {name: rowwise(rows, model.rules) for name, rows in media.items()}
     softened = model.soften(params, {**batch, **placed})
     return {name: softened[name] for name in ("soft", "soft_at", "blocks") if name in softened}

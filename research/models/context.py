@@ -4,7 +4,7 @@ Layers of one kind (`research.models.kinds`) share them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -83,11 +83,13 @@ def make_context(
     key: jax.Array | None = None,
     lengths_B: jax.Array | None = None,
     blocks_BT: jax.Array | None = None,
+    spans_BT2: jax.Array | None = None,
 ) -> LayerContext:
     """The context of a stack for tokens [B, T] that attend to each other; over a cache, which puts
     in its own keys, also to earlier ones; the texts of its rows are `lengths_B` long. `Visibility`
     has `packed`, `shared` and `documents`; `memory` is the encoder's. Segments of None say that
-    every row is one document without padding. `blocks_BT` number blocks that see themselves whole.
+    every row is one document without padding. `blocks_BT` and `spans_BT2`: "blocks" or "spans" of
+    the batch (`research.models.soft`).
     """
     single = segments_BT is None
     segments_BT = jnp.ones_like(positions_BT) if segments_BT is None else segments_BT
@@ -98,27 +100,31 @@ def make_context(
     if c.rope_scaling.by_length:
         lengths_BT = _lengths(positions_BT, None if single else segments_BT, lengths_B)
     growth = _query_scale(c, positions_BT) if c.query_growth else None
-    blocks = None if blocks_BT is None else spans(blocks_BT, positions_BT, segments_BT)
+    blocks = _blocks(blocks_BT, spans_BT2, positions_BT, segments_BT)
+    how = {"packed": packed, "shared": shared, "single": single}
+    seen = Visibility(*tokens, causal, **how, documents=documents, blocks=blocks)
     kinds = {}
     # Once for each kind and not for each layer: rotations and masks do not depend on the layer.
     for name, one in rates.items():
-        window = KINDS[name].window(c)
-        visibility = Visibility(
-            *tokens,
-            causal,
-            window,
-            packed=packed,
-            shared=shared,
-            single=single,
-            documents=documents,
-            blocks=blocks,
-        )
+        visibility = replace(seen, window=KINDS[name].window(c))
         turned = None if one is None else one.rotation(positions_BT, lengths_BT)
         kinds[name] = LayerKind(visibility, turned, growth)
     keys_values, visibility = _of_memory(memory, positions_BT, segments_BT)
     # For losses of layers, such as the balance of experts, which padding must not sway.
     counted_BT = (segments_BT > 0).astype(jnp.float32)
     return LayerContext(kinds, counted_BT, bias, keys_values, visibility, key)
+
+
+def _blocks(
+    blocks_BT: jax.Array | None,
+    spans_BT2: jax.Array | None,
+    positions_BT: jax.Array,
+    segments_BT: jax.Array,
+) -> tuple[jax.Array, jax.Array] | None:
+    """`Visibility.blocks` of tokens."""
+    if spans_BT2 is not None:
+        return spans_BT2[..., 0], spans_BT2[..., 1]
+    return None if blocks_BT is None else spans(blocks_BT, positions_BT, segments_BT)
 
 
 def _of_memory(

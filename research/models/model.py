@@ -265,6 +265,7 @@ class Model:
         beside = dict(bias=bias, memory=memory, key=layer_key)
         lengths_B = None if cache is None else row_lengths(batch, cache.key_positions())
         tokens = dict(positions_BT=positions_BT, segments_BT=segments_BT, blocks_BT=blocks_BT)
+        tokens["spans_BT2"] = batch["spans"] + virtual if "spans" in batch else None
         context = make_context(c, **tokens, **seen, **beside, lengths_B=lengths_B)
         if c.dense_layers:
             x_BTD, cache = self._run_dense(p_stack, x_BTD, context, cache)

@@ -13,7 +13,7 @@ Letters: B batch, T tokens of a call, P pages, s slots of a page, R texts, C pag
 time, N query heads, K key heads, H head size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Self
@@ -139,19 +139,13 @@ class PagedCache(KVCache):
     ) -> tuple[jax.Array, Self]:
         """`attend` on one device, or on one device's heads."""
         # Written before reading: the tokens of a chunk attend to each other through the cache too.
-        if visibility.blocks is not None:
-            raise ValueError(
-                "soft tokens that see themselves whole cannot be read over pages yet; write with "
-                "python -m research.generate, or without images"
-            )
         cache = self._write(layer, k_BTKH, v_BTKH, visibility)
-        q_MNH, (positions_M, segments_M) = flat(q_BTNH), tokens_of(visibility)
-        outs = []
-        for tokens, texts in self._parts(len(positions_M)):
+        q_MNH, outs = flat(q_BTNH), []
+        for tokens, texts in self._parts(len(q_MNH)):
             table_rC = self.table_RC[texts]
             rows = partial(by_text, rows=table_rC.shape[0])
             k_rSKH, v_rSKH = (x.astype(q_BTNH.dtype) for x in cache._read(layer, table_rC))
-            seen = self._visibility(visibility, rows(positions_M[tokens]), rows(segments_M[tokens]))
+            seen = self._visibility(visibility, lambda x_BT: rows(x_BT.reshape(-1)[tokens]))
             k_rSKH, v_rSKH, seen = with_prefix(prefix, k_rSKH, v_rSKH, seen)
             offsets = _offsets(bias, q_BTNH.shape, tokens, rows)
             out_rtNH = attention.attend(
@@ -215,13 +209,21 @@ class PagedCache(KVCache):
         return k_rSKH, k_rSKH if self.values_pool is None else _gathered(self.values_pool[layer])
 
     def _visibility(
-        self, rule: Visibility, positions_rt: jax.Array, segments_rt: jax.Array
+        self, rule: Visibility, by_text: Callable[[jax.Array], jax.Array]
     ) -> Visibility:
-        """Which of its text's keys each query sees. A slot behind the text's end has a position
-        behind every query's, so what lies in it never matters."""
+        """Which of its text's keys each query sees, where `by_text` gives the numbers [r, t] of
+        some texts' tokens of those of a call. A slot behind the text's end has a position behind
+        every query's and every block's, so what lies in it never matters."""
+        positions_rt, segments_rt = by_text(rule.q_positions_BT), by_text(rule.q_segments_BT)
         keys_rS = jnp.broadcast_to(self.key_positions(), (len(positions_rt), self._length()))
         return Visibility(
-            positions_rt, keys_rS, segments_rt, jnp.ones_like(keys_rS), rule.causal, rule.window
+            positions_rt,
+            keys_rS,
+            segments_rt,
+            jnp.ones_like(keys_rS),
+            rule.causal,
+            rule.window,
+            blocks=blocks_of(rule, by_text),
         )
 
 
@@ -248,6 +250,17 @@ def flat(x_BTNH: jax.Array) -> jax.Array:
 def tokens_of(visibility: Visibility) -> tuple[jax.Array, jax.Array]:
     """The positions and the segments [B T] of a call's tokens."""
     return visibility.q_positions_BT.reshape(-1), visibility.q_segments_BT.reshape(-1)
+
+
+def blocks_of(
+    rule: Visibility, by_text: Callable[[jax.Array], jax.Array]
+) -> tuple[jax.Array, jax.Array] | None:
+    """The first and the last positions [r, t] of the blocks of some texts' tokens, see
+    `PagedCache._visibility`; None for no blocks."""
+    if rule.blocks is None:
+        return None
+    first_BT, last_BT = rule.blocks
+    return by_text(first_BT), by_text(last_BT)
 
 
 def by_text(x: jax.Array, rows: int) -> jax.Array:

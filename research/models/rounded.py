@@ -4,9 +4,10 @@ A page can be rounded only once it is full. Until then its tokens are kept as th
 arrays that have room for two pages of each text that runs: a page may be filled by tokens that were
 guessed, and then be filled again.
 
-A query sees the tokens of its own page as they are and those of earlier pages rounded. What it sees
-is thus decided by its position, and not by the steps in which the text was read, by other texts, or
-by whose pages it shares.
+A query sees the tokens of its own page as they are and those of earlier pages rounded; those of
+later pages, which tokens of a block see as it is read at once, as they are too. What it sees is
+thus decided by its position, and not by the steps in which the text was read, by other texts, or by
+whose pages it shares.
 
 Letters: as in `research.models.paged`, and r texts of a part of a call, t tokens of each, g pages
 that these are in, W = g s slots of those pages.
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from research.models.adapters import with_prefix
 from research.models.codes import BITS, Codes, rounded
 from research.models.kv import Prefix
-from research.models.paged import PagedCache, Pool, by_text, flat, tokens_of
+from research.models.paged import PagedCache, Pool, blocks_of, by_text, flat, tokens_of
 from research.ops import attention
 from research.ops.attention import Bias, Visibility
 from research.parallel.axes import RULES, AxisRules, constrain
@@ -103,6 +104,7 @@ class RoundedCache(PagedCache):
                 jnp.ones_like(places_rS),
                 visibility.causal,
                 visibility.window,
+                blocks=blocks_of(visibility, lambda x_BT: rows(x_BT.reshape(-1)[tokens])),
             )
             keys, values, seen = with_prefix(prefix, keys, values, seen)
             hidden = part.hidden(q_BTNH.shape[2], keys.shape[1])
@@ -191,12 +193,13 @@ class _Part:
 
     def hidden(self, heads: int, keys: int) -> jax.Array:
         """What is added to the scores, [r, N, t, n + S + W], so that a query sees each token once:
-        in its own page as it is, before it rounded. The n tokens of a prefix come first."""
+        in its own page and later ones as it is, before them rounded. The n tokens of a prefix come
+        first."""
         of_key_r1S = (self.key_places() // self.page_size)[:, None]
         of_query_rt1 = (self.places_rt // self.page_size)[:, :, None]
         S = self.table_rC.shape[1] * self.page_size
         as_it_is_11S = (jnp.arange(of_key_r1S.shape[2]) >= S)[None, None]
-        seen_rtS = jnp.where(as_it_is_11S, of_key_r1S == of_query_rt1, of_key_r1S < of_query_rt1)
+        seen_rtS = jnp.where(as_it_is_11S, of_key_r1S >= of_query_rt1, of_key_r1S < of_query_rt1)
         bias_rtS = jnp.where(seen_rtS, 0.0, _NEVER)
         bias_rtS = jnp.pad(bias_rtS, ((0, 0), (0, 0), (keys - bias_rtS.shape[2], 0)))
         return jnp.broadcast_to(bias_rtS[:, None], (len(bias_rtS), heads, *bias_rtS.shape[1:]))

@@ -9,6 +9,11 @@ model reads:
     soft_at   int [B, T]  which of them stands at a token, -1 for words
     blocks    int [B, T]  tokens that see each other whole have one number, 0 sees its past alone
 
+or, where a call may have only a part of a block, instead of `blocks`
+
+    spans     int [B, T, 2]  the first and the last position of the block that a token is in, its
+                             own of a token in none
+
 A run of equal numbers within a document is a block. Its tokens see all of it, before and behind
 them, in layers with a window too; what else they see is what any token does. One number for the
 text of a question and its image is the prefix of PaliGemma. Whoever has vectors of another kind

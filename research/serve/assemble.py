@@ -45,7 +45,7 @@ def assemble(turn: Turn, shape: Shape, page_size: int, runner: Runner) -> Row:
     c = runner.model.config
     row = _blank(shape, page_size, -(-c.vocab_size // 32))
     if c.image.in_texts or c.sound.layers:
-        row = _with_soft(row, c.d_model)
+        row = _with_soft(row, c.d_model, c.image.in_texts and c.image.attention != "causal")
     samplings = [_NOBODY] * shape.drawn
     for index, text in enumerate(turn.singles):
         drafts = turn.drafts.get(text.number, [])
@@ -109,10 +109,13 @@ def _blank(shape: Shape, page_size: int, words: int) -> Row:
     )
 
 
-def _with_soft(row: Row, width: int) -> Row:
-    """The row with room for vectors of this width in the places of its tokens."""
+def _with_soft(row: Row, width: int, blocks: bool) -> Row:
+    """The row with room for vectors of this width in the places of its tokens, and, if they can be
+    in blocks, for the spans of these."""
     T = len(row.inputs_T)
-    return replace(row, soft_TD=np.zeros((T, width), np.float32), soft_at_T=np.full(T, -1, "i4"))
+    spans_T2 = np.zeros((T, 2), np.int32) if blocks else None
+    vectors_TD = np.zeros((T, width), np.float32)
+    return replace(row, soft_TD=vectors_TD, soft_at_T=np.full(T, -1, "i4"), spans_T2=spans_T2)
 
 
 def _put(row: Row, text: Text, index: int, first: int, ids: Sequence[int], runner: Runner) -> None:
@@ -126,6 +129,8 @@ def _put(row: Row, text: Text, index: int, first: int, ids: Sequence[int], runne
         for places, vectors in text.soft.vectors(text.cached, text.cached + len(ids), encode):
             at = places - text.cached + first
             row.soft_TD[at], row.soft_at_T[at] = vectors, at
+    if row.spans_T2 is not None:
+        row.spans_T2[here] = text.soft.spans(text.cached, text.cached + len(ids))
     row.segments_T[here] = 1
     row.adapters_T[here] = text.adapter
     row.table_RC[index, : len(text.pages)] = text.pages

@@ -24,7 +24,6 @@ from research.models.model import Model
 from research.serve.engine import Engine
 from research.serve.limits import longest_text
 from research.serve.request import Request
-from research.serve.soft import kinds_read
 from research.tree import Tree
 
 PAGE_SIZE = 16
@@ -86,15 +85,15 @@ def fits(
 ) -> bool:
     """Whether an engine writes these texts, on the mesh that is set; `media` says whether they have
     "images" or "sounds". It does not write those of an encoder-decoder, which begin with an
-    encoder's, those with images that see what is behind them, those beyond a model's positions or
-    its first rotation, those of which a mesh splits the tokens, those that it splits by rows, for
+    encoder's, those with images that see the prompt whole, those beyond a model's positions or its
+    first rotation, those of which a mesh splits the tokens, those that it splits by rows, for
     it would compute each row on every part of the mesh, nor any in a job of several processes. On
     an accelerator the loop writes too: nobody has timed there what it costs to come back to the
     host for every token."""
     c, most = model.config, max(map(len, ids), default=1)
     if c.kind != "decoder" or c.scores_texts or most + config.max_tokens > longest(model, params):
         return False
-    if "images" in media and "image" not in kinds_read(c):
+    if "images" in media and c.image.attention == "prefix":
         return False
     if platform() != "cpu" or jax.process_count() > 1:
         return False

@@ -27,9 +27,10 @@ from research.serve.lookup import lookup
 from research.serve.pages import Pages
 from research.serve.request import Completion, Request
 from research.serve.runner import Draft, Runner
-from research.serve.schedule import Budget, Running, State, Waiting, schedule
+from research.serve.schedule import Budget, schedule
 from research.serve.shapes import Shape, Shapes
-from research.serve.soft import Soft
+from research.serve.soft import Soft, read_at_once
+from research.serve.state import state_of
 from research.serve.text import Text
 from research.tree import Tree
 
@@ -39,7 +40,7 @@ class Engine:
 
     rows       most texts that run at a time; others wait
     chunk      most tokens of prompts that are read in one step, of one or in equal parts of
-               several, beside the texts that go on
+               several, beside the texts that go on; more where a whole image has more
     length     longest text in tokens, prompt included; by default as many as the model was made for
                and the pool has room for
     share      whether texts with equal beginnings share the pages of these
@@ -92,6 +93,7 @@ class Engine:
         # Products of one row in bfloat16 take 25 times as long on a CPU.
         slow = model.precision.compute != "float32" and platform() == "cpu"
         most = -(-self.length // page_size)
+        chunk = read_at_once(model.config, chunk)
         self.shapes = Shapes(rows, chunk, most, page_size, 2 if slow else 1, drafts, few)
         self.counts = Counts()
         self._texts: dict[int, Text] = {}
@@ -174,7 +176,8 @@ class Engine:
 
     def prompt_ids(self, request: Request) -> list[int]:
         """The tokens of a request's prompt, see `submit`."""
-        return prompt_tokens(self.model.config, self.tokenizer, request, self.length)
+        c, sizes = self.model.config, (self.length, self.shapes.chunk)
+        return prompt_tokens(c, self.tokenizer, request, *sizes)
 
     def _checked(self, requests: Sequence[Request]) -> Sequence[Request]:
         for request in requests:
@@ -189,27 +192,7 @@ class Engine:
         waiting = [self._texts[number] for number in islice(self._waiting, self.shapes.rows)]
         found = {text.number: shared(text, self.pages) if self.share else [] for text in waiting}
         follows = following(running, waiting, found, self.pages) if self.share else set[int]()
-        state = State(
-            tuple(
-                Running(
-                    t.number,
-                    len(t.ids),
-                    t.cached,
-                    len(t.pages),
-                    self.pages.alone(t.pages[t.gone :]),
-                    len(guesses[t.number]),
-                )
-                for t in running
-            ),
-            tuple(
-                Waiting(
-                    t.number, len(t.ids), len(there), self.pages.idle(there), t.number in follows
-                )
-                for t in waiting
-                for there in [found[t.number]]
-            ),
-            self.pages.free,
-        )
+        state = state_of(running, waiting, guesses, found, follows, self.pages)
         size, parts = self.pages.page_size, tuple(self.shapes.parts())
         plan = schedule(state, Budget(self.shapes.rows, size, parts))
         for number in plan.preempted:
@@ -255,9 +238,12 @@ class Engine:
 
     def _leave(self, text: Text) -> None:
         """Gives back the pages that have left the window of every later token."""
-        # The last token may run again, where its next one is not taken.
-        gone = max(0, text.cached - self._window) // self.pages.page_size
-        if self._window and gone > text.gone:
+        if not self._window:
+            return
+        # The last token may run again, where its next one is not taken, and sees its block.
+        seen = min(text.cached - self._window, text.soft.spans(text.cached - 1, text.cached)[0, 0])
+        gone = max(0, seen) // self.pages.page_size
+        if gone > text.gone:
             self.pages.release(text.pages[text.gone : gone])
             text.gone = gone
 

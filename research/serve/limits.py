@@ -10,7 +10,6 @@ from research.models.config import ModelConfig
 from research.models.model import Model
 from research.serve.pages import Pages
 from research.serve.request import Request
-from research.serve.soft import kinds_read
 
 
 def check_model(model: Model, rows: int, chunk: int) -> None:
@@ -51,16 +50,18 @@ def check_guesses(drafts: int, model: bool, bits: int | None, page_size: int) ->
         )
 
 
-def prompt_tokens(c: ModelConfig, tokenizer: Tokenizer, request: Request, length: int) -> list[int]:
+def prompt_tokens(
+    c: ModelConfig, tokenizer: Tokenizer, request: Request, length: int, chunk: int
+) -> list[int]:
     """The tokens of a request's prompt, places of its media included, where a text has `length` at
-    most. ValueError for tokens outside the vocabulary, a prompt that leaves no room for one, and
-    media that an engine does not read or that have no places."""
+    most and a step reads `chunk`. ValueError for tokens outside the vocabulary, a prompt that
+    leaves no room for one, media without places, and a prompt too long to be seen whole."""
     prompt, media = prompt_ids(tokenizer, request.prompt, request.sampling.bos), request.media
     if media:
         prompt = with_places(c, 0, prompt, media.get("images"), media.get("sounds"))
     check_ids(c, 0, request.prompt, prompt, media=bool(media))
     if request.media:
-        _check_media(c, request, prompt)
+        _check_media(c, request, prompt, chunk)
     beyond = [token for token, _ in request.penalties.bias if token >= c.vocab_size]
     if beyond:
         raise ValueError(
@@ -75,12 +76,13 @@ def prompt_tokens(c: ModelConfig, tokenizer: Tokenizer, request: Request, length
     return prompt
 
 
-def _check_media(c: ModelConfig, request: Request, prompt: list[int]) -> None:
-    if "images" in request.media and "image" not in kinds_read(c):
+def _check_media(c: ModelConfig, request: Request, prompt: list[int], chunk: int) -> None:
+    whole = "images" in request.media and c.image.attention == "prefix"
+    if whole and len(prompt) > chunk:
         raise ValueError(
-            f"images of this model see what is behind them (model.image.attention="
-            f"{c.image.attention!r}), and an engine reads a prompt in parts; write with "
-            "load(CHECKPOINT).generate(prompts, images=...)"
+            f"the prompt has {len(prompt):,} tokens, which this model sees whole "
+            f"(model.image.attention='prefix'), and a step of this engine reads {chunk:,}; shorten "
+            f"it, or give the engine a chunk of {len(prompt) - c.image.tokens:,} (--chunk)"
         )
     if request.prompt_logprobs:
         raise ValueError(

@@ -7,26 +7,29 @@ is read, and then shares its pages. A text keeps its turn: where pages run out, 
 last give theirs back and wait again, in front of those that have not begun.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Waiting:
     """A text without pages: its number, its tokens, how many pages of other texts have its first
-    ones, how many of those pages nobody holds, and whether another text, which runs or came before
-    it, has yet to be read whose tokens go on as its own for a page at least."""
+    ones, how many of those pages nobody holds, whether another text, which runs or came before
+    it, has yet to be read whose tokens go on as its own for a page at least, and the ends [first,
+    end) of its blocks, which are read whole."""
 
     number: int
     length: int
     shared: int = 0
     idle: int = 0
     follows: bool = False
+    blocks: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class Running:
     """A text with pages: its number, its tokens, how many of these are in the cache, its pages, how
-    many of those no other text holds, and how many tokens behind its last one are guessed."""
+    many of those no other text holds, how many tokens behind its last one are guessed, and its
+    blocks."""
 
     number: int
     length: int
@@ -34,6 +37,7 @@ class Running:
     pages: int
     alone: int
     guessed: int = 0
+    blocks: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class State:
 @dataclass(frozen=True)
 class Budget:
     """What a step has room for: texts, tokens of a page, and how many texts may be read with how
-    many tokens of each; one of these must be for one text."""
+    many tokens of each; one of these must be for one text, and have room for every block."""
 
     rows: int
     page_size: int
@@ -131,6 +135,7 @@ class _Planning:
         """Whether a waiting text has begun."""
         shared = waiting.shared * self.budget.page_size
         text = Running(waiting.number, waiting.length, shared, waiting.shared, 0)
+        text = replace(text, blocks=waiting.blocks)
         tokens = self._tokens(text)
         if not tokens or waiting.follows or len(self.running) >= self.budget.rows:
             return False
@@ -166,7 +171,11 @@ class _Planning:
             return 1
         widest = max((tokens for _, tokens in self.chunks), default=0)
         more = [each for reads, each in self.budget.parts if reads > len(self.chunks)]
-        return min(left, max((each for each in more if each >= widest), default=0))
+        most = min(left, max((each for each in more if each >= widest), default=0))
+        for first, end in text.blocks:
+            if first < text.cached + most < end:
+                return max(0, first - text.cached)
+        return most
 
     def _needed(self, text: Running, tokens: int) -> int:
         """Pages that a text lacks for so many more tokens."""

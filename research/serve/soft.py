@@ -1,6 +1,9 @@
 """The media of a text that an engine writes: where they stand in it, what tells them from others,
 and the vectors in their places.
 
+Tokens that see themselves whole, of an image or of a whole prompt with images, are a block. It is
+read in one step, and a page that has tokens of it is one of this block alone.
+
 A medium is encoded when the first of its places is read, and its vectors are dropped behind the
 last. A text whose places are in pages that it shares encodes nothing, and one that was stopped
 encodes again.
@@ -38,6 +41,16 @@ class Medium:
     digest: bytes
 
 
+@dataclass(frozen=True)
+class Block:
+    """The tokens [first, end) of a text, which see each other whole, and a digest of what they
+    are, beside the media that stand there."""
+
+    first: int
+    end: int
+    digest: bytes
+
+
 class Soft:
     """The media of a text with these tokens: `media` has "images" [I, size, size, 3] and "sounds"
     [I, frames, mels] in the order of their places, of which there are as many as they take."""
@@ -51,11 +64,23 @@ class Soft:
             for number, places_S in enumerate(places):
                 own = np.asarray(content[number * each : (number + 1) * each])
                 self.media.append(Medium(kind, own, places_S, _digest(kind, own)))
+        self.blocks = _blocks(c, ids, self.media)
+        self.ends = tuple((block.first, block.end) for block in self.blocks)
 
     def digest(self, first: int, end: int) -> bytes:
         """What tells these tokens of the text from others with the same ids: the contents of the
-        media that have places among them."""
-        return b"".join(one.digest for _, one, _ in self._among(first, end))
+        media that have places among them, and of the blocks that they are in."""
+        media = [one.digest for _, one, _ in self._among(first, end)]
+        return b"".join(media + [b.digest for b in self.blocks if b.first < end and first < b.end])
+
+    def spans(self, first: int, end: int) -> np.ndarray:
+        """The first and the last place, int [end - first, 2], of the block that each of these
+        tokens of the text is in; its own of a token in none."""
+        spans_T2 = np.repeat(np.arange(first, end)[:, None], 2, axis=1)
+        for block in self.blocks:
+            here = slice(max(block.first - first, 0), max(block.end - first, 0))
+            spans_T2[here] = block.first, block.end - 1
+        return spans_T2
 
     def vectors(
         self, first: int, end: int, encode: Callable[[Medium], np.ndarray]
@@ -81,6 +106,22 @@ class Soft:
                 yield number, one, slice(start, stop)
 
 
+def _blocks(c: ModelConfig, ids: Sequence[int], media: Sequence[Medium]) -> list[Block]:
+    """The blocks of a text with these tokens, of which all stand before an answer."""
+    images = [one for one in media if one.kind == "images"]
+    if not images or c.image.attention == "causal":
+        return []
+    if c.image.attention == "prefix":
+        contents = [np.array(ids, "<i4").tobytes(), *(one.digest for one in media)]
+        return [Block(0, len(ids), hashlib.blake2b(b"".join(contents), digest_size=16).digest())]
+    blocks = []
+    for one in images:
+        for run in np.split(one.places_S, np.flatnonzero(np.diff(one.places_S) > 1) + 1):
+            first, end = int(run[0]), int(run[-1]) + 1
+            blocks.append(Block(first, end, f"{first} {end}".encode()))
+    return blocks
+
+
 def _digest(kind: str, content: np.ndarray) -> bytes:
     head = f"{kind} {content.dtype} {content.shape}".encode()
     return hashlib.blake2b(head + content.tobytes(), digest_size=16).digest()
@@ -88,8 +129,17 @@ def _digest(kind: str, content: np.ndarray) -> bytes:
 
 def kinds_read(c: ModelConfig) -> tuple[str, ...]:
     """Which kinds of media an engine reads in a model's prompts."""
-    images = c.image.in_texts and c.image.attention == "causal"
-    return ("image",) * images + ("audio",) * (c.sound.layers > 0)
+    return ("image",) * c.image.in_texts + ("audio",) * (c.sound.layers > 0)
+
+
+def read_at_once(c: ModelConfig, chunk: int) -> int:
+    """How many tokens an engine must read in one step that is to read `chunk` of them: an image
+    that sees itself whole, and so many words beside it where they are one block with it."""
+    if not c.image.in_texts or c.image.attention == "causal":
+        return chunk
+    if c.image.attention == "prefix":
+        return chunk + c.image.tokens
+    return max(chunk, c.image.tokens)
 
 
 def blanks(c: ModelConfig) -> list[Medium]:

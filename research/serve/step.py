@@ -30,7 +30,7 @@ _BLOCK = 64  # tokens that are read whose logits exist at a time: 64 x 262,144 f
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["inputs_T", "positions_T", "segments_T", "table_RC", "slot_R", "last_M"]
-    + ["texts_MS", "draws", "follows_T", "adapters_T", "soft_TD", "soft_at_T"],
+    + ["texts_MS", "draws", "follows_T", "adapters_T", "soft_TD", "soft_at_T", "spans_T2"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Row:
     soft_TD      the vectors of an encoder in the places of a medium, zeros elsewhere, and in
                  `soft_at_T` the number of such a place, -1 elsewhere; None in the rows of a model
                  without an encoder
+    spans_T2     the first and the last place in its text of the block that each token is in; None
+                 in the rows of a model without blocks
     """
 
     inputs_T: np.ndarray
@@ -63,6 +65,7 @@ class Row:
     adapters_T: np.ndarray
     soft_TD: np.ndarray | None = None
     soft_at_T: np.ndarray | None = None
+    spans_T2: np.ndarray | None = None
 
 
 def make_pools(
@@ -99,6 +102,8 @@ def step(
     batch = {name: getattr(row, f"{name}_T")[None] for name in ("inputs", "positions", "segments")}
     if row.soft_TD is not None:
         batch |= {"soft": row.soft_TD[None], "soft_at": row.soft_at_T[None]}
+    if row.spans_T2 is not None:
+        batch["spans"] = row.spans_T2[None]
     hidden_1TD, cache = model.decode(select(params, row.adapters_T[None]), batch, cache)
     head = select(params, row.adapters_T[row.last_M][None])
     # A draw compares a row's logits with each other, so the vocabulary is gathered.

@@ -235,9 +235,5 @@ def test_places_and_media_that_do_not_fit_are_refused_before_anything_is_written
 
 
 def test_what_an_engine_does_not_read_is_refused_with_the_reason():
-    c = replace(DECODER, image=replace(IMAGE, attention="block"))
-    served = Engine(Model(c), parameters(), Letters(), pages=8, page_size=4)
-    with pytest.raises(ValueError, match="attention='block'.*load.CHECKPOINT..generate"):
-        served.submit(Request([SEEN], GREEDY, media={"images": picture(0)}))
     with pytest.raises(ValueError, match="leave out the media or prompt_logprobs"):
         engine().submit(Request([SEEN], GREEDY, media={"images": picture(0)}, prompt_logprobs=True))
