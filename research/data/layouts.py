@@ -203,7 +203,7 @@ LAYOUTS: dict[str, Layout] = {
         prompt_windows,
         measured="record",
         optional=OPTIONAL,
-        read_by=("policy",),
+        read_by=("policy", "on_policy_distillation"),
         # A list of messages is a conversation unless a query names it.
         usual=tuple({"prompt": name} for name in ("prompt", "question", "problem")),
     ),

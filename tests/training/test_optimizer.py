@@ -208,9 +208,9 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
     muon, adamw = (
         run(make(flat_config(name, **fields), axes, 10)[0], params)[0] for name in ("muon", "adamw")
     )
-    equal = {
-        path for path, x in tree.paths(muon).items() if np.array_equal(x, tree.paths(adamw)[path])
-    }
+    # Two programs, whose last bits the compiler may round otherwise.
+    same = functools.partial(np.allclose, rtol=1e-6, atol=0)
+    equal = {path for path, x in tree.paths(muon).items() if same(x, tree.paths(adamw)[path])}
     assert equal == {"layers/bias", "layers/scale", "table", "scale"}
 
 
