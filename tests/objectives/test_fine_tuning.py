@@ -99,6 +99,7 @@ def test_each_objective_says_what_it_trains_and_reads():
     assert {name: (o.model_kind, o.reads) for name, o in OBJECTIVES.items()} == {
         "causal_lm": ("decoder", "texts"),
         "distillation": ("decoder", "texts"),
+        "on_policy_distillation": ("decoder", "prompts"),
         "chat": ("decoder", "conversations"),
         "media_chat": ("decoder", "media"),
         "contrastive": ("decoder", "captions"),
