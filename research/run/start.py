@@ -65,8 +65,12 @@ def open_data(experiment: Experiment, tokenizer_folder: Path | None = None) -> C
     if words > experiment.model.vocab_size:
         raise ValueError(
             f"the tokenizer has {words} tokens, the model {experiment.model.vocab_size}; "
-            f"set config.model.vocab_size to at least {words}"
-            + (f", for which the tables of {experiment.init} grow" if experiment.init else "")
+            f"set config.model.vocab_size to at least {words}, "
+            + (
+                f"for which the tables of {experiment.init} grow"
+                if experiment.init
+                else "or config.init to a checkpoint of that tokenizer"
+            )
         )
     if classes > experiment.model.labels:
         shown = ", ".join(corpus.labels[:5]) + (", ..." if classes > 5 else "")
