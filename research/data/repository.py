@@ -28,7 +28,7 @@ _ENDINGS = ("", ".js", ".ts", ".jsx", ".tsx", "/index.js", "/index.ts")
 class Repositories:
     """Documents in which the files of a repository follow each other, each under a comment with its
     path. The repository of a file is the first folder of its path; a file that is in none is one
-    of its own, and so is a record that cannot be read."""
+    of its own, and so is a record that cannot be read. ValueError where no file is in a folder."""
 
     fields = ("text",)
 
@@ -48,6 +48,11 @@ class Repositories:
             name = path.split("/")[0]
             found.setdefault(name, {}).setdefault(path, []).append(index)
             needs.setdefault(name, {}).setdefault(path, set()).update(named(document["text"], path))
+        if all(name in files for name, files in needs.items()):
+            raise ValueError(
+                f"none of {len(documents)} files is in a folder, which would be its repository; "
+                "give repository: a folder of repositories, or the source without it"
+            )
         for name in found.keys() - needs.keys():
             needs[name] = {"": set()}
         self._places = [

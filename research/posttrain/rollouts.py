@@ -1,5 +1,5 @@
 """Rollouts: texts that the model samples for prompts, with their rewards and advantages, as windows
-for the objective `policy`.
+for objectives on them (`research.objectives.written`).
 
 Letters: P prompts, G texts of a prompt.
 """
@@ -60,7 +60,7 @@ class Text:
 @dataclass(frozen=True)
 class Rollouts:
     """The texts of some prompts, those of a prompt together. `windows` are [P * G], for
-    `Policy.example`; `values` are means for the log, see `measures`."""
+    `Written.example`; `values` are means for the log, see `measures`."""
 
     texts: list[Text]
     windows: list[Window]
@@ -101,6 +101,7 @@ def roll_out(
     ]
     scored = shared_rewards(rewards, answered)
     rewards_PG = np.array([total for total, _ in scored], np.float64).reshape(-1, samples)
+    # Without a comparison the rewards themselves.
     advantages_PG = ADVANTAGES[advantage or "gae"](rewards_PG)
     texts = [
         Text(prompt, one, total, parts, float(better))
@@ -120,7 +121,7 @@ def roll_out(
 
 
 def window(text: Text, group_tokens: int, length: int) -> Window:
-    """The fields of a window of `length` tokens that `Policy` reads, with the text at its start.
+    """The fields of a window of `length` tokens that `Written` reads, with the text at its start.
     Without a reward no token counts."""
     tokens, segments, positions, assistant = np.zeros((4, length), np.int32)
     logprobs, advantages = np.zeros((2, length), np.float32)

@@ -61,6 +61,11 @@ def test_a_file_that_cannot_be_read_is_one_record():
         made[0]
 
 
+def test_files_in_no_folder_are_refused():
+    with pytest.raises(ValueError, match="none of 2 files is in a folder"):
+        Repositories(TextDocuments({"rows.jsonl:0": "a", "rows.jsonl:1": "b"}))
+
+
 @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11))))
 def test_each_file_is_once_and_behind_what_it_needs(pairs):
     # From a higher number to a lower one there is no circle.
