@@ -46,8 +46,8 @@ class OnPolicyDistillation(Written):
     The loss is temperature^2 * divergence, whole distributions at each written token and not only
     the token that was drawn; no gradient goes through the drawing (arXiv:2306.13649, algorithm 1
     with lambda = 1). The totals are "kl", the divergence itself, and "nll", -log p of what was
-    drawn, both in nats a written token; the mean of "nll" is an estimate of the entropy. A text
-    whose rewards are all none has no loss.
+    drawn at temperature 1, both in nats a written token. A text whose rewards are all none has no
+    loss.
     """
 
     divergence: float = 0.0

@@ -60,7 +60,7 @@ class Request:
 class Completion(Generation):
     """A continuation, with what an engine knows beside the text.
 
-    finish           also "cancelled"
+    finish           also "cancelled", and "abort" where the server ended before the text
     alternatives     the likeliest tokens at each sampled token, () where none were asked for
     prompt_ids       the prompt's tokens
     prompt_logprobs  log-probability in nats of each of them but the first, which has none; () where
