@@ -149,6 +149,9 @@ def _worker(opened: Any, named: dict[str, str]) -> tuple[Any, Any]:
     )
     if engine.length < LENGTH.value:
         print(f"note: texts have at most {engine.length:,} tokens here", file=sys.stderr)
+    if engine.shapes.chunk > CHUNK.value:
+        steps = f"note: a step reads up to {engine.shapes.chunk:,} tokens of a prompt, over --chunk"
+        print(f"{steps}={CHUNK.value}: an image is read at once", file=sys.stderr)
     print(f"cache: {engine.runner.cache_bytes / 2**20:,.0f} MiB", file=sys.stderr)
     warm(engine, COMPILED.value)
     served = Served(
